@@ -149,7 +149,9 @@ class SequenceModelConfig(_Section):
     """Predicted items per row."""
     granularity: Granularity = "event"
     filter_seen: bool = True
-    """Leave out items that the user has had already."""
+    """Leave out items that the user has had already; false where people buy the same thing again."""
+    item_vectors: Name | None = None
+    """View of item text vectors that training starts from; null: item ids alone."""
 
 
 class StatisticsConfig(_Section):

@@ -1,0 +1,1 @@
+"""What the commands of ``recsys-llm`` do, one module each."""

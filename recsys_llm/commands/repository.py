@@ -1,0 +1,119 @@
+"""``recsys-llm init``: a feature repository of one's own, from the packaged template."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from recsys_llm.config import FILE_NAME, load_config
+from recsys_llm.errors import ConfigError, DataError
+from recsys_llm.schema import CATEGORY, EVENT_TIMESTAMP, ITEM_ID, USER_ID
+
+STORE_FILE = "feature_store.yaml"
+
+NOT_INTERESTED = ("cancel", "return", "refund")
+"""Kinds of events that say the opposite of interest."""
+
+LIKED_FROM = 4.0
+"""On the usual scale of 1 to 5 stars."""
+
+
+def template() -> Path:
+    """Return the packaged feature repository; in a checkout, the one at its top level."""
+    packaged = Path(str(files("recsys_llm") / "_feature_repo"))
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "feature_repo"
+
+
+def init_repository(target: Path, *, data: Path | None = None, filter_seen: bool = True) -> Path:
+    """Copy the template to ``target`` and return it.
+
+    Parameters
+    ----------
+    target
+        Must not exist, or be empty.
+    data
+        Folder with ``items.parquet`` and ``interactions.parquet``, as in the README's section on one's own tables. It is
+        named in ``recsys_llm.yaml``, with the columns that are found in it, and not copied.
+    filter_seen
+        Whether predicted next items leave out what the user has had.
+
+    Raises
+    ------
+    ConfigError
+        ``target`` holds files.
+    DataError
+        ``data`` lacks one of the two tables.
+    """
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"{target}: not empty; name a new directory")
+    sources = None if data is None else _sources(data.resolve())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(template(), target, ignore=shutil.ignore_patterns("data", "__pycache__"), dirs_exist_ok=True)
+    for folder in ("data/features", "data/models", "data/source"):
+        (target / folder).mkdir(parents=True)
+    _make_paths_absolute(target)
+    if sources is not None:
+        _write_config(target, sources, filter_seen)
+    load_config(target)
+    return target
+
+
+def _make_paths_absolute(target: Path) -> None:
+    """Let the repository be used from any directory: Feast resolves a registry's sqlite path at the process's own."""
+    file = target / STORE_FILE
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("sqlite:///data/", f"sqlite:///{target.resolve()}/data/"), encoding="utf-8")
+
+
+def _write_config(target: Path, sources: dict[str, Any], filter_seen: bool) -> None:
+    file = target / FILE_NAME
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    settings["sources"] = sources
+    for model in settings["sequence_models"].values():
+        model["filter_seen"] = filter_seen
+    head = "# What `feast materialize` computes features from. ${VAR} is expanded; unknown keys are refused.\n"
+    file.write_text(head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _sources(data: Path) -> dict[str, Any]:
+    """Return the ``sources`` section for a data folder, by the columns that its tables have."""
+    items, interactions, tags = (data / f"{name}.parquet" for name in ("items", "interactions", "tags"))
+    for file in (items, interactions):
+        if not file.is_file():
+            raise DataError(
+                f"{file}: not found; a data folder holds items.parquet and interactions.parquet (see the README)"
+            )
+    item_columns, event_columns = _columns(items), _columns(interactions)
+    sources: dict[str, Any] = {
+        "items": {
+            "parquet": str(items),
+            "key": ITEM_ID,
+            "timestamp": EVENT_TIMESTAMP,
+            "category": CATEGORY if CATEGORY in item_columns else None,
+        },
+        "interactions": {"parquet": str(interactions), "user": USER_ID, "item": ITEM_ID, "timestamp": EVENT_TIMESTAMP},
+    }
+    events = sources["interactions"]
+    if "event" in event_columns:
+        events |= {"event": "event", "ignore_events": list(NOT_INTERESTED)}
+    if "rating" in event_columns and _has_values(interactions, "rating"):
+        events |= {"rating": "rating", "liked_from": LIKED_FROM}
+    price = next((name for name in ("price", "unit_price") if name in event_columns), None)
+    if price is not None:
+        events["price"] = price
+    if tags.is_file():
+        sources["user_words"] = {"parquet": str(tags), "user": USER_ID, "text": "tag", "timestamp": EVENT_TIMESTAMP}
+    return sources
+
+
+def _columns(file: Path) -> set[str]:
+    return set(pq.read_schema(file).names)
+
+
+def _has_values(file: Path, column: str) -> bool:
+    return bool(pq.read_table(file, columns=[column]).column(column).null_count < pq.read_metadata(file).num_rows)

@@ -1,0 +1,127 @@
+"""The engine: what ``feast materialize`` calls for each feature view."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+from feast import FeatureView, FileSource
+from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
+from feast.infra.compute_engines.local.compute import LocalComputeEngine
+from feast.infra.compute_engines.local.job import LocalMaterializationJob
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.repo_config import FeastConfigBaseModel
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from recsys_llm.config import load_config
+from recsys_llm.engine.publish import OnlinePublisher
+from recsys_llm.errors import ConfigError
+from recsys_llm.producers import Parts, ProducerTag, Summary, open_ledger, open_producer, plan, produce
+from recsys_llm.timestamps import now
+
+
+class FeatureComputeEngineConfig(FeastConfigBaseModel):
+    """``batch_engine`` of feature_store.yaml."""
+
+    type: Literal["recsys_llm.engine.FeatureComputeEngine"] = "recsys_llm.engine.FeatureComputeEngine"
+    device: str = "auto"
+    """``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
+    executor: Literal["local"] = "local"
+    """Where producers run: in this process."""
+
+
+class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast ships no types
+    """Computes the views that carry a ``recsys_llm`` tag; leaves all others to Feast's local engine."""
+
+    def __init__(self, *, device: str = "auto", executor: str = "local", **kwargs: Any) -> None:
+        # Feast hands over every key of `batch_engine`, its `type` too, which the base class doesn't know.
+        kwargs.pop("type", None)
+        super().__init__(**kwargs)
+        self.device = device
+        self.executor = executor
+
+    def _materialize_one(
+        self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
+    ) -> LocalMaterializationJob:
+        view = task.feature_view
+        job = f"{view.name}-{task.start_time}-{task.end_time}"
+        try:
+            tag = ProducerTag.of(view.name, view.tags)
+            if tag is None:
+                return super()._materialize_one(registry, task, **kwargs)
+            click.echo(str(self._compute(registry, task, tag)))
+        except Exception as error:  # noqa: BLE001  whatever it is, Feast must see it and leave its watermark alone
+            return LocalMaterializationJob(job_id=job, status=MaterializationJobStatus.ERROR, error=error)
+        return LocalMaterializationJob(job_id=job, status=MaterializationJobStatus.SUCCEEDED)
+
+    def _compute(self, registry: BaseRegistry, task: MaterializationTask, tag: ProducerTag) -> Summary:
+        view = task.feature_view
+        config = load_config(self.repo_config.repo_path)
+        producer = open_producer(view.name, tag, config, device=self.device)
+        ledger = open_ledger(config)
+        start, end = _interval(task)
+        try:
+            with _progress(lambda: plan(view.name, producer, ledger, start, end).computed, view.name) as advance:
+                return produce(
+                    view.name,
+                    producer,
+                    ledger,
+                    Parts(parts_directory(view), view.name, producer.manifest),
+                    OnlinePublisher(self.repo_config, self.online_store, registry, view),
+                    start=start,
+                    end=end,
+                    advance=advance,
+                )
+        finally:
+            ledger.close()
+
+
+def parts_directory(view: FeatureView) -> Path:
+    """Return the directory that a computed view's source names.
+
+    Raises
+    ------
+    ConfigError
+        The view is no plain one, or its source is no directory of parquet parts.
+    """
+    source = view.batch_source
+    if type(view) is not FeatureView or not isinstance(source, FileSource):
+        raise ConfigError(
+            f"view {view.name}: a computed view must be a plain FeatureView over a FileSource, found "
+            f"{type(view).__name__} over {type(source).__name__}"
+        )
+    if "://" in source.path or source.path.endswith(".parquet") or not Path(source.path).is_absolute():
+        raise ConfigError(
+            f"view {view.name}: its source must be an absolute path of a local directory, found {source.path!r}"
+        )
+    return Path(source.path)
+
+
+def _interval(task: MaterializationTask) -> tuple[datetime, datetime]:
+    if task.disable_event_timestamp:
+        return datetime(1, 1, 2, tzinfo=UTC), now()
+    return task.start_time.astimezone(UTC), task.end_time.astimezone(UTC)
+
+
+@contextmanager
+def _progress(total: Callable[[], int], name: str) -> Iterator[Callable[[int], None] | None]:
+    """Show a bar on a terminal; say nothing elsewhere, and don't spend time counting."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.speed:,.0f} rows/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=total())
+        yield lambda rows: bar.advance(task, rows)

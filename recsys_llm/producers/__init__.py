@@ -1,0 +1,83 @@
+"""Feature families, and the way from due rows to stored features."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal, TypeVar
+
+from recsys_llm.config import Config, TextEncoderConfig
+from recsys_llm.errors import ConfigError, did_you_mean
+from recsys_llm.producers.base import Producer, ProducerTag
+from recsys_llm.producers.item_statistics import ItemStatistics
+from recsys_llm.producers.ledger import Ledger
+from recsys_llm.producers.next_items import NextItems
+from recsys_llm.producers.parts import Parts
+from recsys_llm.producers.pipeline import Summary, plan, produce
+from recsys_llm.producers.text_embedding import ItemTextEmbedding, UserTextEmbedding
+from recsys_llm.producers.user_statistics import UserStatistics
+from recsys_llm.schema import ITEM_STATISTICS, NEXT_ITEMS, TEXT_EMBEDDING
+from recsys_llm.seqgan import Checkpoint
+from recsys_llm.text import TextEncoder
+
+_Settings = TypeVar("_Settings")
+
+__all__ = [
+    "Ledger",
+    "Parts",
+    "Producer",
+    "ProducerTag",
+    "Summary",
+    "load_encoder",
+    "open_ledger",
+    "open_producer",
+    "plan",
+    "produce",
+]
+
+
+def open_producer(view: str, tag: ProducerTag, config: Config, *, device: str = "auto") -> Producer:
+    """Return the producer that a view's tag names, with its model loaded.
+
+    Raises
+    ------
+    ConfigError
+        The tag names a model that recsys_llm.yaml doesn't have, or a source that the producer can't use.
+    """
+    if tag.producer == TEXT_EMBEDDING:
+        settings = _model(view, tag, config.text_encoders, "text_encoders")
+        encoder = load_encoder(settings, config, device=device)
+        return (ItemTextEmbedding if tag.source == "items" else UserTextEmbedding)(config, settings, encoder)
+    if tag.source != "interactions":
+        raise ConfigError(f"view {view}: producer {tag.producer!r} reads 'interactions', its tag says {tag.source!r}")
+    if tag.producer == NEXT_ITEMS:
+        model = _model(view, tag, config.sequence_models, "sequence_models")
+        return NextItems(config, model, Checkpoint.load(config.path(model.checkpoint)), device=device)
+    return ItemStatistics(config) if tag.producer == ITEM_STATISTICS else UserStatistics(config)
+
+
+def open_ledger(config: Config) -> Ledger:
+    """Return the ledger of a feature repository, with its tables made."""
+    return Ledger(config.ledger, lock_directory=config.path("data/locks")).open()
+
+
+def load_encoder(settings: TextEncoderConfig, config: Config, *, device: str = "auto") -> TextEncoder:
+    """Return a text encoder of recsys_llm.yaml; the views of one run share it."""
+    local = config.path(settings.model)
+    model = str(local) if local.is_dir() else settings.model
+    return _load_encoder(model, device, settings.max_tokens, settings.pooling, settings.normalize)
+
+
+@lru_cache(maxsize=2)
+def _load_encoder(
+    model: str, device: str, max_tokens: int, pooling: Literal["mean", "cls"], normalize: bool
+) -> TextEncoder:
+    return TextEncoder.load(model, device=device, max_tokens=max_tokens, pooling=pooling, normalize=normalize)
+
+
+def _model(view: str, tag: ProducerTag, known: dict[str, _Settings], section: str) -> _Settings:
+    if tag.model is None or tag.model not in known:
+        named = "names no model" if tag.model is None else f"names the model {tag.model!r}"
+        raise ConfigError(
+            f"view {view}: its tag {named}; recsys_llm.yaml has under {section}: {did_you_mean(tag.model or '', known)}"
+        )
+    return known[tag.model]

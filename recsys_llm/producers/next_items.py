@@ -1,0 +1,133 @@
+"""Predicted next items of each user, by a trained SeqGAN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from hashlib import blake2b
+
+import numpy as np
+import pyarrow as pa
+
+from recsys_llm.config import Config, SequenceModelConfig
+from recsys_llm.errors import LeakageError
+from recsys_llm.producers.base import Due
+from recsys_llm.producers.hashing import HASH_BYTES, content_hashes, fingerprint_of, row_ids
+from recsys_llm.producers.user_rows import UserRows, user_rows, whole_users
+from recsys_llm.schema import (
+    CENTROID,
+    CONTENT_HASH,
+    ENTROPY,
+    EVENT_TIMESTAMP,
+    ITEM_ID,
+    ITEM_IDS,
+    LOG_PROBS,
+    ROW_ID,
+    USER_ID,
+)
+from recsys_llm.seqgan import Checkpoint
+from recsys_llm.timestamps import TIMESTAMP, parse_granularity
+
+_FIRST = "first"
+_END = "end"
+
+
+class NextItems:
+    """A user's most likely next items after each group of tied events.
+
+    A row computed from events up to a time before the model's training cut-off is stamped at the cut-off: from then
+    on the model may be used, and each user has the row that was newest by then.
+    """
+
+    join_key = USER_ID
+    unit = "rows"
+
+    def __init__(self, config: Config, settings: SequenceModelConfig, checkpoint: Checkpoint, *, device: str) -> None:
+        self.config = config
+        self.settings = settings
+        self.checkpoint = checkpoint
+        self.device = device
+        self.chunk_rows = config.chunk_rows
+        self.features = pa.schema(
+            [
+                pa.field(ITEM_IDS, pa.list_(pa.string())),
+                pa.field(LOG_PROBS, pa.list_(pa.float32())),
+                pa.field(ENTROPY, pa.float32()),
+                pa.field(CENTROID, pa.list_(pa.float32())),
+                pa.field(ROW_ID, pa.int64()),
+            ]
+        )
+        asked = settings.model_dump(include={"top_n", "granularity", "filter_seen"})
+        self.manifest = {"fingerprint": fingerprint_of({"checkpoint": checkpoint.fingerprint, **asked})}
+        if checkpoint.encoder_fingerprint is not None:
+            self.manifest["encoder_fingerprint"] = checkpoint.encoder_fingerprint
+
+    def inputs(self, start: datetime, end: datetime) -> Iterator[Due]:
+        """Yield the predictions due in (start, end].
+
+        Raises
+        ------
+        LeakageError
+            ``end`` lies before the model's training cut-off, so every row would come from its own future.
+        """
+        trained_until = self.checkpoint.trained_until
+        if end < trained_until:
+            raise LeakageError(
+                f"{self.settings.checkpoint} was trained on events up to {trained_until}; it can't produce rows up to "
+                f"{end}. Materialise to a later end, or train a model until an earlier time"
+            )
+        period = parse_granularity(self.settings.granularity)
+        for events in whole_users(self.config, end):
+            rows = user_rows(events, period=period, start=start, end=end, not_before=trained_until)
+            if len(rows.stamp):
+                yield self._due(events, rows)
+
+    def compute(self, rows: pa.RecordBatch, events: pa.RecordBatch | None) -> pa.RecordBatch:
+        """Predict after the prefix of ``events`` that each row names; one pass over each user's events."""
+        assert events is not None  # inputs() always hands them over
+        first, end = rows.column(_FIRST).to_numpy(), rows.column(_END).to_numpy()
+        low, high = int(first.min()), int(end.max())
+        histories = Histories.from_interactions(pa.Table.from_batches([events.slice(low, high - low)]))
+        positions = np.searchsorted(histories.group_offsets, end - 1 - low, side="right") - 1
+        predicted = next_items(
+            self.checkpoint,
+            histories,
+            positions,
+            self.settings.top_n,
+            filter_seen=self.settings.filter_seen,
+            device=self.device,
+        )
+        return pa.RecordBatch.from_arrays([], schema=self.features)
+
+    def cost(self, rows: pa.RecordBatch) -> int:
+        """Return the number of rows."""
+        return int(rows.num_rows)
+
+    def _due(self, events: pa.RecordBatch, rows: UserRows) -> Due:
+        keys = events.column(USER_ID).take(pa.array(rows.first))
+        stamps = pa.array(rows.stamp, pa.int64()).cast(TIMESTAMP)
+        hashes = content_hashes(self.manifest["fingerprint"], [keys, stamps, _prefix_hashes(events, rows)])
+        columns = {
+            USER_ID: keys,
+            EVENT_TIMESTAMP: stamps,
+            _FIRST: pa.array(rows.first),
+            _END: pa.array(rows.end),
+            CONTENT_HASH: hashes,
+        }
+        return Due(pa.RecordBatch.from_pydict(columns), events)
+
+
+def _prefix_hashes(events: pa.RecordBatch, rows: UserRows) -> pa.Array:
+    """Return the hash of the events from each row's first to its newest; each event is hashed once."""
+    items = events.column(ITEM_ID).to_pylist()
+    times = events.column(EVENT_TIMESTAMP).cast(pa.int64()).to_pylist()
+    digests: list[bytes] = []
+    running, position, user_first = blake2b(digest_size=HASH_BYTES), 0, -1
+    for first, end in zip(rows.first.tolist(), rows.end.tolist(), strict=True):
+        if first != user_first:
+            running, position, user_first = blake2b(digest_size=HASH_BYTES), first, first
+        for event in range(position, end):
+            running.update(f"{times[event]}\x1f{items[event]}\x1e".encode())
+        position = end
+        digests.append(running.digest())
+    return pa.array(digests, pa.binary(HASH_BYTES))

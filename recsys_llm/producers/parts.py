@@ -1,0 +1,111 @@
+"""Part files: a view's computed rows on disk, read by any Feast offline store that reads parquet.
+
+A part appears whole or not at all (temporary file, fsync, rename), and its name is a hash of its rows, so writing the
+same rows twice leaves one file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys_llm.errors import FingerprintError, LedgerError
+from recsys_llm.schema import CONTENT_HASH, TAG
+
+METADATA_KEY = TAG.encode()
+
+
+class Parts:
+    """The parts of one view.
+
+    Parameters
+    ----------
+    directory
+        ``<feature repository>/data/features/<view>``.
+    view
+        Name of the view.
+    manifest
+        Fingerprints; written into the metadata of each part.
+    """
+
+    def __init__(self, directory: Path, view: str, manifest: Mapping[str, str]) -> None:
+        self.directory = directory
+        self.view = view
+        self.manifest = manifest
+
+    def names(self) -> list[str]:
+        """Return the file names of all parts that hold rows, sorted."""
+        return sorted(file.name for file in self.directory.glob("part-*.parquet"))
+
+    def write(self, table: pa.Table) -> str:
+        """Write rows as one part, and return its file name."""
+        digest = blake2b(b"".join(table.column(CONTENT_HASH).to_pylist()), digest_size=12).hexdigest()
+        name = f"part-{digest}.parquet"
+        self._write(table, name)
+        return name
+
+    def ensure_readable(self, schema: pa.Schema) -> None:
+        """Write an empty file with the schema where there is no part, so that history can be asked for."""
+        if not any(self.directory.glob("*.parquet")):
+            self._write(schema.empty_table(), "empty.parquet")
+
+    def read(self, name: str) -> pa.Table:
+        """Read a part whole.
+
+        Raises
+        ------
+        FingerprintError
+            The part was computed by another model than this view's.
+        LedgerError
+            The file is no part of ours.
+        """
+        file = self.directory / name
+        try:
+            table = pq.read_table(file, page_checksum_verification=True)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise LedgerError(
+                f"{file}: can't be read as a part ({error}); move it out of the view's directory"
+            ) from None
+        written = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+        if written.get("fingerprint") != self.manifest["fingerprint"]:
+            raise FingerprintError(
+                f"{file}: holds values of fingerprint {written.get('fingerprint')}, view {self.view} is computed with "
+                f"{self.manifest['fingerprint']}; move the file away, or use a view of a new version"
+            )
+        return table
+
+    def sweep(self) -> None:
+        """Remove what killed runs left unfinished; the caller holds the view's lock."""
+        for file in self.directory.parent.glob(f".{self.view}.*.tmp"):
+            file.unlink()
+
+    def _write(self, table: pa.Table, name: str) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        metadata = {METADATA_KEY: json.dumps({"view": self.view, **self.manifest}, sort_keys=True)}
+        # Not below the view's directory: DuckDB reads every parquet file it finds there.
+        temporary = self.directory.parent / f".{self.view}.{name}.{os.getpid()}.tmp"
+        try:
+            with temporary.open("wb") as stream:
+                pq.write_table(
+                    table.replace_schema_metadata(metadata), stream, compression="zstd", write_page_checksum=True
+                )
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(self.directory / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_directory(self.directory)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,228 @@
+"""From due rows to stored features: skip, compute, write, publish, record.
+
+Per chunk, in this order: offline part, online store, ledger. A run that is killed anywhere resumes without loss: a
+part that is not in the ledger is whole (it was renamed into place), so the next run publishes and records it instead
+of computing it again. That also rebuilds a lost ledger.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys_llm.errors import ModelError, RowError
+from recsys_llm.producers.base import Due, Producer
+from recsys_llm.producers.hashing import HASH_TYPE
+from recsys_llm.producers.ledger import Ledger
+from recsys_llm.producers.parts import Parts
+from recsys_llm.schema import CONTENT_HASH, CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from recsys_llm.timestamps import FUTURE_TOLERANCE, TIMESTAMP, now
+
+Publish = Callable[[pa.Table], None]
+"""Write rows to the online store. A table has each key once, and no row older than what was published before."""
+
+
+@dataclass
+class Summary:
+    """What a run did, or (for a plan) would do."""
+
+    view: str
+    unit: str
+    due: int = 0
+    computed: int = 0
+    skipped: int = 0
+    recovered: int = 0
+    """Rows of parts that a killed run had written but not recorded."""
+    cost: int = 0
+    """Work of the computed rows, in :attr:`unit`."""
+    seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter, repr=False)
+
+    def finish(self) -> Summary:
+        """Stop the clock and return self."""
+        self.seconds = time.perf_counter() - self.started
+        return self
+
+    def __str__(self) -> str:
+        if not self.due and not self.recovered:
+            return f"{self.view}: nothing due"
+        recovered = f", {self.recovered:,} recovered" if self.recovered else ""
+        if not self.computed:
+            return (
+                f"{self.view}: nothing new to compute ({self.skipped:,} of {self.due:,} rows are up to date{recovered})"
+            )
+        work = "" if self.unit == "rows" else f" ({self.cost:,} {self.unit})"
+        rate = self.computed / max(self.seconds, 1e-9)
+        return (
+            f"{self.view}: computed {self.computed:,} rows{work}, skipped {self.skipped:,}{recovered}, "
+            f"{self.seconds:.1f} s, {rate:,.0f} rows/s"
+        )
+
+
+def plan(view: str, producer: Producer, ledger: Ledger, start: datetime, end: datetime) -> Summary:
+    """Count what :func:`produce` would compute, without loading a row into a model or writing anything."""
+    summary = Summary(view, producer.unit)
+    for due in producer.inputs(start, end):
+        pending = ledger.unknown(view, producer.join_key, due.rows)
+        summary.due += due.rows.num_rows
+        summary.computed += pending.num_rows
+        summary.cost += producer.cost(pending) if pending.num_rows else 0
+    summary.skipped = summary.due - summary.computed
+    return summary.finish()
+
+
+def produce(
+    view: str,
+    producer: Producer,
+    ledger: Ledger,
+    parts: Parts,
+    publish: Publish,
+    *,
+    start: datetime,
+    end: datetime,
+    advance: Callable[[int], None] | None = None,
+) -> Summary:
+    """Compute the rows of ``view`` stamped in (start, end] that nobody has computed yet, and store them.
+
+    Parameters
+    ----------
+    publish
+        Called once for each chunk with the newest row of each key, unless the key's newest published row is newer.
+    advance
+        Called with the number of rows stored since the last call.
+
+    Raises
+    ------
+    LedgerError
+        Another run holds the view.
+    FingerprintError
+        The view holds values of another model.
+    RowError
+        A computed value is not finite, or a row is stamped in the future; nothing of its chunk is stored.
+    """
+    summary = Summary(view, producer.unit)
+    with ledger.lock(view):
+        parts.sweep()
+        orphans = sorted(set(parts.names()) - ledger.parts(view))
+        found = [(name, parts.read(name)) for name in orphans]
+        ledger.bind(view, producer.manifest["fingerprint"])
+        for name, table in found:
+            _store(view, producer, ledger, publish, name, table)
+            summary.recovered += table.num_rows
+        for pending in _pending(view, producer, ledger, start, end, summary):
+            table = _compute(view, producer, pending)
+            _store(view, producer, ledger, publish, parts.write(table), table)
+            summary.computed += table.num_rows
+            summary.cost += producer.cost(pending.rows)
+            if advance is not None:
+                advance(table.num_rows)
+        parts.ensure_readable(stored_schema(producer))
+    return summary.finish()
+
+
+def stored_schema(producer: Producer) -> pa.Schema:
+    """Return the columns of a part: key, features, event time, creation time, content hash."""
+    return pa.schema(
+        [
+            pa.field(producer.join_key, pa.string()),
+            *producer.features,
+            pa.field(EVENT_TIMESTAMP, TIMESTAMP),
+            pa.field(CREATED_TIMESTAMP, TIMESTAMP),
+            pa.field(CONTENT_HASH, HASH_TYPE),
+        ]
+    )
+
+
+def _pending(
+    view: str, producer: Producer, ledger: Ledger, start: datetime, end: datetime, summary: Summary
+) -> Iterator[Due]:
+    """Yield chunks of rows that the ledger doesn't hold."""
+    latest = now() + FUTURE_TOLERANCE
+    for rows, events in producer.inputs(start, end):
+        pending = ledger.unknown(view, producer.join_key, rows)
+        summary.due += rows.num_rows
+        summary.skipped += rows.num_rows - pending.num_rows
+        _check_stamps(view, producer.join_key, pending, latest)
+        for first in range(0, pending.num_rows, producer.chunk_rows):
+            yield Due(pending.slice(first, producer.chunk_rows), events)
+
+
+def _check_stamps(view: str, join_key: str, batch: pa.RecordBatch, latest: datetime) -> None:
+    late = pc.greater(batch.column(EVENT_TIMESTAMP), pa.scalar(latest, TIMESTAMP))
+    if batch.num_rows and pc.any(late).as_py():
+        row = pc.index(late, True).as_py()
+        raise RowError(
+            f"view {view}: the row of {join_key} {batch.column(join_key)[row].as_py()!r} would be stamped "
+            f"{batch.column(EVENT_TIMESTAMP)[row].as_py()}, later than {latest}; a stamp in the future blocks later "
+            "online writes: correct the source's time, or materialise up to an earlier end"
+        )
+
+
+def _compute(view: str, producer: Producer, due: Due) -> pa.Table:
+    inputs = due.rows
+    features = producer.compute(inputs, due.events)
+    if features.num_rows != inputs.num_rows:
+        raise ModelError(f"view {view}: {inputs.num_rows} rows went in and {features.num_rows} features came out")
+    created = pa.array([now()] * inputs.num_rows, TIMESTAMP)
+    columns = [
+        inputs.column(producer.join_key),
+        *(features.column(name) for name in producer.features.names),
+        inputs.column(EVENT_TIMESTAMP),
+        created,
+        inputs.column(CONTENT_HASH),
+    ]
+    table = pa.Table.from_arrays(columns, schema=stored_schema(producer))
+    _check_finite(view, producer, table)
+    return table
+
+
+def _check_finite(view: str, producer: Producer, table: pa.Table) -> None:
+    """Refuse NaN and infinity inside vectors; a null scalar stands for 'unknown', a broken vector for a broken
+    model.
+    """
+    for field_ in producer.features:
+        if not (pa.types.is_list(field_.type) and pa.types.is_floating(field_.type.value_type)):
+            continue
+        column = table.column(field_.name).combine_chunks()
+        broken = ~np.isfinite(column.flatten().to_numpy(zero_copy_only=False))
+        if broken.any():
+            row = int(pc.list_parent_indices(column)[int(broken.argmax())].as_py())
+            raise RowError(
+                f"view {view}: feature {field_.name} of {producer.join_key} "
+                f"{table.column(producer.join_key)[row].as_py()!r} at {table.column(EVENT_TIMESTAMP)[row].as_py()} "
+                "is not finite; check the model's weights and the row's input"
+            )
+
+
+def _store(view: str, producer: Producer, ledger: Ledger, publish: Publish, part: str, table: pa.Table) -> None:
+    """Publish and record a part that lies on disk."""
+    newest = newest_rows(table, producer.join_key)
+    published = ledger.newest(view, newest.column(producer.join_key).to_pylist())
+    times = newest.column(EVENT_TIMESTAMP).cast(pa.int64()).to_pylist()
+    keys = newest.column(producer.join_key).to_pylist()
+    current = [published.get(key, time) <= time for key, time in zip(keys, times, strict=True)]
+    fresh = newest.filter(pa.array(current, pa.bool_()))
+    if fresh.num_rows:
+        publish(fresh)
+    ledger.record(view, producer.join_key, part, table)
+
+
+def newest_rows(table: pa.Table, join_key: str) -> pa.Table:
+    """Return the newest row of each key; of rows at one time, the last."""
+    position = pa.array(np.arange(table.num_rows))
+    order = pc.sort_indices(
+        pa.table({"key": table.column(join_key), "time": table.column(EVENT_TIMESTAMP), "position": position}),
+        sort_keys=[("key", "ascending"), ("time", "ascending"), ("position", "ascending")],
+    )
+    ordered = table.take(order)
+    keys = ordered.column(join_key).combine_chunks()
+    if len(keys) < 2:
+        return ordered
+    is_last = pc.not_equal(keys.slice(0, len(keys) - 1), keys.slice(1))
+    return ordered.filter(pa.array([*is_last.to_pylist(), True], pa.bool_()))

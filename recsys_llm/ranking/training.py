@@ -1,0 +1,188 @@
+"""Fit the network on groups of one positive and its negatives: sampled softmax, early stop on the newest groups."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from recsys_llm.errors import ConfigError, TrainingError
+from recsys_llm.ranking.events import Floats, Ints
+from recsys_llm.ranking.model import DCN, DCNConfig, column_statistics
+
+
+@dataclass(frozen=True)
+class RankerConfig:
+    """How the ranker is trained."""
+
+    network: DCNConfig = field(default_factory=DCNConfig)
+    epochs: int = 30
+    """At most, 1 or more."""
+    patience: int = 4
+    """Epochs without a better validation loss before training stops, 1 or more."""
+    batch_groups: int = 128
+    """Groups for each step, 1 or more."""
+    learning_rate: float = 2e-3
+    """Of AdamW, above 0."""
+    weight_decay: float = 1e-2
+    """Of AdamW, 0 or more."""
+    hide: float = 0.02
+    """Chance that a known value is hidden in training, 0 to below 1: every column learns its default and its flag."""
+    validation: float = 0.15
+    """Share of the groups, the newest ones, that decide when to stop, above 0 to below 1."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.patience, self.batch_groups) < 1 or self.learning_rate <= 0 or self.weight_decay < 0:
+            raise ConfigError(
+                "ranker: expected epochs, patience and batch_groups >= 1, learning_rate > 0, weight_decay >= 0, "
+                f"found {self}"
+            )
+        if not 0 <= self.hide < 1 or not 0 < self.validation < 1:
+            raise ConfigError(f"ranker: expected 0 <= hide < 1 and 0 < validation < 1, found {self}")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Progress: losses per group, in nats."""
+
+    number: int
+    loss: float
+    validation_loss: float
+
+
+def fit_network(
+    columns: Floats,
+    labels: Floats,
+    groups: Ints,
+    micros: Ints,
+    config: RankerConfig,
+    *,
+    progress: Callable[[Epoch], None] | None = None,
+) -> tuple[DCN, list[Epoch]]:
+    """Return the network of the best epoch and the course of its losses.
+
+    The loss of a group is the cross-entropy of its positive among all its candidates (sampled softmax).
+
+    Parameters
+    ----------
+    columns : float32 (n, F)
+        NaN where not known.
+    labels : float32 (n,)
+        1 for exactly one row of each group, else 0.
+    groups : int64 (n,)
+        Which rows belong together.
+    micros : int64 (n,)
+        Time of each row; equal within a group.
+
+    Raises
+    ------
+    TrainingError
+        A group has no positive or several, all groups are of one time, a value is infinite, or the loss is not finite.
+    """
+    table, moment = _group_table(columns, labels, groups, micros)
+    train, held_out = _split(moment, config.validation)
+    generator = torch.Generator().manual_seed(config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        seen = table[train]
+        network = DCN(*column_statistics(columns[seen[seen >= 0]]), config.network)
+        data = torch.from_numpy(columns)
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        best, course = copy.deepcopy(network.state_dict()), list[Epoch]()
+        for number in range(1, config.epochs + 1):
+            loss = _epoch(network, optimizer, data, torch.from_numpy(seen), config, generator)
+            epoch = Epoch(number, loss, _evaluate(network, data, torch.from_numpy(table[held_out])))
+            if not math.isfinite(epoch.loss + epoch.validation_loss):
+                raise TrainingError(f"ranker: the loss is not finite in epoch {number}; lower the learning rate")
+            if all(epoch.validation_loss < earlier.validation_loss for earlier in course):
+                best = copy.deepcopy(network.state_dict())
+            course.append(epoch)
+            if progress is not None:
+                progress(epoch)
+            if number - best_epoch(course) >= config.patience:
+                break
+    network.load_state_dict(best)
+    return network.eval(), course
+
+
+def best_epoch(course: list[Epoch]) -> int:
+    """Return the number of the epoch with the lowest validation loss, the first of equal ones."""
+    return min(course, key=lambda epoch: epoch.validation_loss).number
+
+
+def _epoch(
+    network: DCN,
+    optimizer: torch.optim.Optimizer,
+    data: Tensor,
+    table: Tensor,
+    config: RankerConfig,
+    generator: torch.Generator,
+) -> float:
+    network.train()
+    total = 0.0
+    for chosen in torch.randperm(len(table), generator=generator).split(config.batch_groups):
+        rows = table[chosen]  # (B, K), the positive first
+        x = data[rows.clamp(min=0).flatten()]  # (B * K, F)
+        if config.hide:
+            x = x.masked_fill(torch.rand(x.shape, generator=generator) < config.hide, math.nan)
+        loss = _loss(network, x, rows)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += loss.item() * len(rows)
+    return total / len(table)
+
+
+@torch.no_grad()
+def _evaluate(network: DCN, data: Tensor, table: Tensor) -> float:
+    network.eval()
+    total = sum(_loss(network, data[rows.clamp(min=0).flatten()], rows).item() * len(rows) for rows in table.split(1024))
+    return total / len(table)
+
+
+def _loss(network: DCN, x: Tensor, rows: Tensor) -> Tensor:
+    scores = network(x).view(rows.shape).masked_fill(rows < 0, -math.inf)
+    return functional.cross_entropy(scores, torch.zeros(len(rows), dtype=torch.long))
+
+
+def _group_table(columns: Floats, labels: Floats, groups: Ints, micros: Ints) -> tuple[Ints, Ints]:
+    """Return int64 (G, K), the rows of each group with its positive first (-1 pads), and the time of each group."""
+    if np.isinf(columns).any():
+        bad = sorted(set(np.flatnonzero(np.isinf(columns).any(axis=0)).tolist()))
+        raise TrainingError(f"ranker: expected finite values or NaN, found infinity in columns {bad}; check the features")
+    if not len(labels):
+        raise TrainingError("ranker: expected at least one group of examples, found none")
+    order = np.lexsort((np.arange(len(labels)), -labels, groups))
+    distinct, begins, counts = np.unique(groups[order], return_index=True, return_counts=True)
+    positives = np.add.reduceat(labels[order], begins)
+    if (positives != 1).any():
+        wrong = int(np.flatnonzero(positives != 1)[0])
+        raise TrainingError(
+            f"ranker: expected one row labelled 1 in each group, found {positives[wrong]:g} in group {distinct[wrong]}; "
+            "make examples with sample_examples"
+        )
+    place = np.arange(int(counts.max()))
+    table = np.where(place < counts[:, None], begins[:, None] + place, -1)
+    table[table >= 0] = order[table[table >= 0]]
+    return table, micros[order][begins]
+
+
+def _split(moment: Ints, share: float) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return which groups train and which, all of them later, are held out."""
+    cut = np.sort(moment)[max(1, int(len(moment) * (1 - share))) if len(moment) > 1 else 0]
+    train = moment < cut
+    if not train.any():
+        raise TrainingError(
+            "ranker: expected groups of at least two different times, to hold out the newest; use a longer period"
+        )
+    return train, ~train

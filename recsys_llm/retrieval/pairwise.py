@@ -1,0 +1,247 @@
+"""Features of a user and an item together, by one function for training and for serving.
+
+A pair's values don't depend on what else is in the batch, to the last bit: dot products are sums along one row in a fixed
+order (NumPy's pairwise summation), never a matrix product, whose order of addition depends on the shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys_llm.errors import ServiceError
+from recsys_llm.retrieval.columns import Column, Rows
+from recsys_llm.schema import CENTROID, EMBEDDING, ITEM_IDS, LOG_PROBS
+
+if TYPE_CHECKING:
+    from recsys_llm.retrieval.blocks import EntityBlock
+
+TEXT_COSINE: Final = "pairwise__text_cosine"
+"""Cosine of the user's and the item's text vector."""
+CENTROID_COSINE: Final = "pairwise__centroid_cosine"
+"""Cosine of the item's text vector to the mean text vector of the user's predicted next items."""
+NEXT_RECIPROCAL_RANK: Final = "pairwise__next_reciprocal_rank"
+"""1 / the item's place in the user's predicted next items; 0 where it isn't among them."""
+NEXT_LISTED: Final = "pairwise__next_listed"
+"""1 where the item is among the user's predicted next items, else 0."""
+NEXT_LOG_PROB: Final = "pairwise__next_log_prob"
+"""Log-probability of the item as the user's next; NaN where it isn't among the predicted ones."""
+
+PAIRWISE: Final = (TEXT_COSINE, CENTROID_COSINE, NEXT_RECIPROCAL_RANK, NEXT_LISTED, NEXT_LOG_PROB)
+"""All pairwise features, in the order of the columns of ``FeatureBatch.pairwise``. A service has those that its columns
+allow; each is NaN where one of its inputs is missing."""
+
+CHUNK_ROWS = 1024
+"""Pairs gathered at a time: 1024 x 384 floats fit the cache."""
+
+
+@dataclass(frozen=True)
+class PairwiseInputs:
+    """The columns that pairwise features are made from; None where the service has none."""
+
+    user_text: str | None = None
+    item_text: str | None = None
+    centroid: str | None = None
+    next_items: str | None = None
+    next_log_probs: str | None = None
+
+    @classmethod
+    def of(cls, user_columns: Iterable[str], item_columns: Iterable[str]) -> PairwiseInputs:
+        """Find the inputs among full feature names.
+
+        Raises
+        ------
+        ServiceError
+            Two columns could be the input: the service has two versions of a view.
+
+        Examples
+        --------
+        >>> PairwiseInputs.of(["a__embedding"], ["b__embedding", "b__price"]).names
+        ('pairwise__text_cosine',)
+        """
+        user, item = list(user_columns), list(item_columns)
+        return cls(
+            user_text=_only(user, EMBEDDING),
+            item_text=_only(item, EMBEDDING),
+            centroid=_only(user, CENTROID),
+            next_items=_only(user, ITEM_IDS),
+            next_log_probs=_only(user, LOG_PROBS),
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the pairwise features that these inputs allow, in the order of :data:`PAIRWISE`."""
+        allowed = {
+            TEXT_COSINE: self.user_text and self.item_text,
+            CENTROID_COSINE: self.centroid and self.item_text,
+            NEXT_RECIPROCAL_RANK: self.next_items,
+            NEXT_LISTED: self.next_items,
+            NEXT_LOG_PROB: self.next_items and self.next_log_probs,
+        }
+        return tuple(name for name in PAIRWISE if allowed[name])
+
+
+def _only(columns: list[str], feature: str) -> str | None:
+    found = [column for column in columns if column.endswith(f"__{feature}")]
+    if len(found) > 1:
+        raise ServiceError(
+            f"pairwise features need one column {feature!r} per entity, found {' and '.join(found)}; "
+            "keep one version of the view in the feature service"
+        )
+    return found[0] if found else None
+
+
+def pairwise_features(
+    user: EntityBlock, item: EntityBlock, user_rows: Rows, item_rows: Rows, inputs: PairwiseInputs
+) -> npt.NDArray[np.float32]:
+    """Return the pairwise features of n pairs.
+
+    Parameters
+    ----------
+    user, item
+        Features of the distinct users and items.
+    user_rows, item_rows
+        int64 (n,): the rows that make each pair.
+    inputs
+        Which columns to use.
+
+    Returns
+    -------
+    float32 (n, P)
+        Columns as in ``inputs.names``.
+    """
+    features: dict[str, npt.NDArray[np.float32]] = {}
+    if inputs.item_text and inputs.user_text:
+        features[TEXT_COSINE] = _cosine(user, inputs.user_text, user_rows, item, inputs.item_text, item_rows)
+    if inputs.item_text and inputs.centroid:
+        features[CENTROID_COSINE] = _cosine(user, inputs.centroid, user_rows, item, inputs.item_text, item_rows)
+    if inputs.next_items:
+        features |= _in_list(user, item, user_rows, item_rows, inputs.next_items, inputs.next_log_probs)
+    columns = [features[name] for name in inputs.names]
+    return np.stack(columns, axis=1) if columns else np.empty((len(user_rows), 0), dtype=np.float32)
+
+
+def row_norms(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the Euclidean norm of each row of float32 (m, d): float32 (m,)."""
+    norms = np.empty(len(vectors), dtype=np.float32)
+    for start in range(0, len(vectors), CHUNK_ROWS):
+        rows = vectors[start : start + CHUNK_ROWS]
+        norms[start : start + CHUNK_ROWS] = np.sqrt(_row_sums(np.multiply(rows, rows, order="C")))
+    return norms
+
+
+def _row_sums(products: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Sum each row of a C-contiguous array; the order of addition depends on the length of a row only."""
+    sums: npt.NDArray[np.float32] = np.add.reduce(products, axis=1)
+    return sums
+
+
+def _cosine(
+    user: EntityBlock, user_column: str, user_rows: Rows, item: EntityBlock, item_column: str, item_rows: Rows
+) -> npt.NDArray[np.float32]:
+    left, right = user.stored(user_column), item.stored(item_column)
+    left_rows, right_rows = left.rows[user_rows], right.rows[item_rows]
+    if left.values.shape[1] != right.values.shape[1]:
+        if np.isnan(left.values).all() or np.isnan(right.values).all():
+            # Nothing is known of one side, not even the length of its vectors.
+            return np.full(len(user_rows), np.nan, dtype=np.float32)
+        raise ServiceError(
+            f"cosine of {user_column} and {item_column}: expected vectors of one length, found "
+            f"{left.values.shape[1]} and {right.values.shape[1]}; use views of one text encoder"
+        )
+    dots = np.empty(len(user_rows), dtype=np.float32)
+    for start in range(0, len(user_rows), CHUNK_ROWS):
+        chunk = slice(start, start + CHUNK_ROWS)
+        one, other = _rows_of(left.values, left_rows[chunk]), _full(right.values, right_rows[chunk])
+        dots[chunk] = _row_sums(np.multiply(one, other, order="C"))
+    lengths = user.norms(user_column)[left_rows] * item.norms(item_column)[right_rows]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine = dots / lengths
+    cosine[~np.isfinite(cosine)] = np.nan
+    return cosine
+
+
+def _rows_of(values: npt.NDArray[np.float32], rows: Rows) -> npt.NDArray[np.float32]:
+    """Gather rows; one that all pairs share is broadcast."""
+    if len(rows) and (rows == rows[0]).all():
+        return values[rows[0] : rows[0] + 1]
+    return _full(values, rows)
+
+
+def _full(values: npt.NDArray[np.float32], rows: Rows) -> npt.NDArray[np.float32]:
+    """Gather rows; consecutive ones are a view."""
+    if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+        return values[rows[0] : rows[-1] + 1]
+    return np.take(values, rows, axis=0)
+
+
+def _in_list(
+    user: EntityBlock, item: EntityBlock, user_rows: Rows, item_rows: Rows, ids_column: str, probs_column: str | None
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return where each pair's item is in its user's list: one sorted search over all (list, item) keys."""
+    lists = user.stored(ids_column)
+    distinct = pa.array(item.ids, type=pa.string()).dictionary_encode()
+    codes = distinct.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    known, owners, places, elements = _exploded(lists.values, distinct.dictionary)
+    width = max(len(distinct.dictionary), 1)
+    keys = owners * width + elements
+    order = np.argsort(keys, kind="stable")  # of an item listed twice, the first place counts
+    keys, places = keys[order], places[order]
+    pair_lists = lists.rows[user_rows]
+    wanted = pair_lists * width + codes[item_rows] if len(item_rows) else np.empty(0, dtype=np.int64)
+    at = np.searchsorted(keys, wanted)
+    listed = at < len(keys)
+    listed[listed] = keys[at[listed]] == wanted[listed]
+    rank = np.zeros(len(wanted), dtype=np.float32)
+    rank[listed] = np.float32(1) / (places[at[listed]] + 1).astype(np.float32)
+    flag = listed.astype(np.float32)
+    unknown = ~known[pair_lists]
+    rank[unknown] = flag[unknown] = np.nan
+    features = {NEXT_RECIPROCAL_RANK: rank, NEXT_LISTED: flag}
+    if probs_column:
+        pairs = np.flatnonzero(listed)
+        features[NEXT_LOG_PROB] = np.full(len(wanted), np.nan, dtype=np.float32)
+        features[NEXT_LOG_PROB][pairs] = _elements(
+            user.stored(probs_column).values,
+            user.stored(probs_column).rows[user_rows[pairs]],
+            places[at[pairs]],
+            f"{probs_column} and {ids_column}",
+        )
+    return features
+
+
+def _exploded(lists: Column, dictionary: Any) -> tuple[npt.NDArray[np.bool_], Rows, Rows, Rows]:
+    """Return which lists are known; and of each element that is in ``dictionary``: its list, its place and its code."""
+    known = lists.is_valid().to_numpy(zero_copy_only=False)
+    lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    owners = np.repeat(np.arange(len(lists), dtype=np.int64), lengths)
+    places = np.arange(len(owners), dtype=np.int64) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    elements = pc.index_in(lists.flatten(), value_set=dictionary).fill_null(-1).to_numpy(zero_copy_only=False)
+    found = elements >= 0
+    return known, owners[found], places[found], elements[found].astype(np.int64)
+
+
+def _elements(lists: Column, rows: Rows, places: Rows, name: str) -> npt.NDArray[np.float32]:
+    """Return element ``places[k]`` of list ``rows[k]``; NaN in a list that is missing.
+
+    Raises
+    ------
+    ServiceError
+        A list is shorter than the one it goes with.
+    """
+    lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    starts = np.cumsum(lengths) - lengths
+    short = (places >= lengths[rows]) & lists.is_valid().to_numpy(zero_copy_only=False)[rows]
+    if short.any():
+        raise ServiceError(f"{name}: expected lists of one length per row, found a shorter one; recompute the view")
+    values = lists.flatten().fill_null(float("nan")).to_numpy(zero_copy_only=False)
+    inside = places < lengths[rows]
+    taken = np.full(len(rows), np.nan, dtype=np.float32)
+    taken[inside] = values[starts[rows[inside]] + places[inside]]
+    return taken

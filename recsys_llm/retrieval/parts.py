@@ -1,0 +1,184 @@
+"""The parquet parts behind a view: vectors by row id, their length, and the fingerprint of what computed them."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from recsys_llm.errors import FingerprintError, RetrievalError
+from recsys_llm.retrieval.columns import Column, Kind, combined, empty, from_arrow, with_missing
+from recsys_llm.retrieval.service import Feature, Service, View
+from recsys_llm.schema import CREATED_TIMESTAMP, ROW_ID, TAG
+
+METADATA_KEY = TAG.encode()
+SCAN_ROWS = 8192
+"""Rows decoded at a time: 8,192 x 384 floats are 12 MB."""
+
+
+def files(view: View) -> list[Path]:
+    """Return the part files of a view, sorted; none where they are not on this machine."""
+    if view.parts is None:
+        return []
+    path = Path(view.parts)
+    if path.is_dir():
+        return sorted(path.rglob("*.parquet"))
+    return sorted(Path(found) for found in glob.glob(view.parts))
+
+
+def dimension(view: View, feature: Feature) -> int | None:
+    """Return the length of a vector feature's first stored value; None where there is none."""
+    for file in files(view):
+        with pq.ParquetFile(file) as parquet:
+            if feature.name not in parquet.schema_arrow.names:
+                continue
+            for batch in parquet.iter_batches(batch_size=64, columns=[feature.name]):
+                lengths = pc.drop_null(batch.column(0).value_lengths())
+                if len(lengths):
+                    return int(lengths[0].as_py())
+    return None
+
+
+def fingerprints(service: Service) -> dict[str, str | None]:
+    """Return each view's fingerprint, from the metadata of its parts; None where they carry none.
+
+    Raises
+    ------
+    FingerprintError
+        Parts of one view carry two fingerprints, or two views of the service hold vectors of two text encoders.
+    """
+    encoders: dict[str, str] = {}  # encoder fingerprint -> view
+    found: dict[str, str | None] = {}
+    for view in service.views:
+        seen: dict[tuple[str | None, str | None], Path] = {}
+        for file in files(view):
+            seen.setdefault(_manifest(str(file), file.stat().st_mtime_ns), file)
+        written = {key: file for key, file in seen.items() if key != (None, None)}
+        if len(written) > 1:
+            (one, first), (other, second) = list(written.items())[:2]
+            raise FingerprintError(
+                f"view {view.name}: its parts were computed by two models, {one[0]} ({first}) and {other[0]} ({second}); "
+                "move the parts of one away, and give the new model a view of a new version"
+            )
+        fingerprint, encoder = next(iter(written), (None, None))
+        found[view.name] = fingerprint
+        if encoder is not None:
+            encoders.setdefault(encoder, view.name)
+    if len(encoders) > 1:
+        (one_encoder, one_view), (other_encoder, other_view) = list(encoders.items())[:2]
+        raise FingerprintError(
+            f"service {service.name}: vectors of {one_view} come from text encoder {one_encoder}, those of {other_view} from "
+            f"{other_encoder}; cosines between them mean nothing. Compute both views with one encoder, as views of a new "
+            "version, and name those in the service"
+        )
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _manifest(file: str, modified: int) -> tuple[str | None, str | None]:
+    """Return (fingerprint, encoder_fingerprint) of one part. ``modified`` is there to read an altered file anew."""
+    metadata = pq.read_metadata(file).metadata or {}
+    manifest = json.loads(metadata.get(METADATA_KEY, b"{}"))
+    return manifest.get("fingerprint"), manifest.get("encoder_fingerprint")
+
+
+def gather(view: View, row_ids: npt.NDArray[np.int64]) -> dict[str, Column]:
+    """Read vectors and lists of stored rows, each row once.
+
+    Parameters
+    ----------
+    view
+        With parts on this machine.
+    row_ids : int64 (m,)
+        Distinct, ascending.
+
+    Returns
+    -------
+    dict
+        Full feature name to a column of m + 1 rows: those of ``row_ids``, and a missing one at the end.
+
+    Raises
+    ------
+    RetrievalError
+        A row is not in the parts, or two different rows have one id.
+    StoreError
+        Vectors of a feature differ in length.
+    """
+    wanted = [feature for feature in view.features if feature.kind not in (Kind.SCALAR, Kind.STRING)]
+    if not len(row_ids):
+        return {feature.column: empty(feature.kind, 1, feature.dimension or 0) for feature in wanted}
+    counts = np.zeros(len(row_ids), dtype=np.int64)
+    places: list[npt.NDArray[np.int64]] = []
+    chunks: dict[str, list[Any]] = {feature.column: [] for feature in wanted}
+    vectors: dict[str, npt.NDArray[np.float32]] = {}
+    for batch in _scan(view, [ROW_ID, *(feature.name for feature in wanted)]):
+        stored = batch.column(ROW_ID).to_numpy(zero_copy_only=False)
+        at = np.minimum(np.searchsorted(row_ids, stored), len(row_ids) - 1)
+        hits = np.flatnonzero(row_ids[at] == stored)
+        if not len(hits):
+            continue
+        at = at[hits]
+        np.add.at(counts, at, 1)
+        places.append(at)
+        for feature in wanted:
+            rows = combined(batch.column(feature.name)).take(pa.array(hits))
+            if feature.kind is not Kind.VECTOR:
+                chunks[feature.column].append(from_arrow(rows, feature.kind, name=feature.column))
+                continue
+            length = vectors[feature.column].shape[1] if feature.column in vectors else feature.dimension
+            values = from_arrow(rows, feature.kind, name=feature.column, dimension=length)
+            if feature.column not in vectors and values.shape[1]:
+                vectors[feature.column] = empty(feature.kind, len(row_ids) + 1, values.shape[1])
+            if feature.column in vectors:
+                vectors[feature.column][at] = values
+    _check_counts(view, row_ids, counts)
+    first = np.zeros(len(row_ids), dtype=np.int64)
+    found = np.concatenate(places)
+    first[found[::-1]] = np.arange(len(found))[::-1]
+    gathered: dict[str, Column] = {}
+    for feature in wanted:
+        if feature.kind is Kind.VECTOR:
+            gathered[feature.column] = vectors.get(feature.column, empty(feature.kind, len(row_ids) + 1))
+        else:
+            gathered[feature.column] = with_missing(pa.concat_arrays(chunks[feature.column]).take(pa.array(first)))
+    return gathered
+
+
+def _scan(view: View, columns: list[str]) -> Iterator[Any]:
+    dataset = ds.dataset([str(file) for file in files(view)], format="parquet")
+    yield from dataset.to_batches(columns=columns, batch_size=SCAN_ROWS, batch_readahead=2, fragment_readahead=1)
+
+
+def _check_counts(view: View, row_ids: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> None:
+    """Refuse rows that are not there, and ids that stand for more than one row."""
+    missing = row_ids[counts == 0]
+    if len(missing):
+        raise RetrievalError(
+            f"view {view.name}: row {ROW_ID}={int(missing[0])} was joined but is not in the parts at {view.parts} "
+            f"({len(missing)} such rows); they changed while they were read: ask again"
+        )
+    repeated = row_ids[counts > 1]
+    if not len(repeated):
+        return
+    # A killed run may leave a row twice; that is one row. Two rows under one id are not.
+    dataset = ds.dataset([str(file) for file in files(view)], format="parquet")
+    columns = [name for name in dataset.schema.names if name != CREATED_TIMESTAMP]
+    table = dataset.to_table(columns=columns, filter=pc.field(ROW_ID).isin(pa.array(repeated)))
+    rows: dict[int, str] = {}
+    for row in table.to_pylist():
+        text = repr(row)
+        if rows.setdefault(row[ROW_ID], text) != text:
+            raise RetrievalError(
+                f"view {view.name}: two different rows share {ROW_ID}={row[ROW_ID]}, one of them of "
+                f"{view.join_key}={row[view.join_key]!r}; a row id must name one stored row: recompute the view"
+            )

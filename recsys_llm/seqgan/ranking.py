@@ -1,0 +1,108 @@
+"""From a generator's queries to ranked items: logits in blocks, the seen filter, the best k."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys_llm.seqgan.generator import ItemTable, logits
+from recsys_llm.seqgan.histories import Ints
+from recsys_llm.seqgan.losses import block_rows
+from recsys_llm.seqgan.sequences import Sequences, ranges
+
+
+class Ranked(NamedTuple):
+    """The best items of n rows, best first."""
+
+    items: Tensor
+    """int64 (n, k) vocabulary indexes; -1 past the last candidate."""
+    log_probs: Tensor
+    """float (n, k) over the whole vocabulary, nats; NaN past the last candidate."""
+    entropy: Tensor
+    """float (n,) of the next-item distribution over the whole vocabulary, nats."""
+
+
+def rank(
+    queries: Tensor, table: ItemTable, sequences: Sequences, users: Ints, read: Ints, *, k: int, filter_seen: bool
+) -> Ranked:
+    """Return the ``k`` most probable next items of each row.
+
+    Parameters
+    ----------
+    queries : (n, E)
+        From :func:`recsys_llm.seqgan.reading.queries_after` of ``users`` and ``read``.
+    table
+        The vocabulary's items.
+    sequences, users, read
+        What each row has read; ``users`` must be sorted where ``filter_seen``.
+    k
+        Cut down to the size of the vocabulary.
+    filter_seen
+        Leave out items that the row's user had in the groups read. Probabilities stay those over all items.
+    """
+    k = min(k, len(table.bias))
+    parts = []
+    step = block_rows(len(table.bias))
+    for start in range(0, len(queries), step):
+        block = slice(start, start + step)
+        scores = logits(queries[block], table)
+        parts.append(_best(scores, sequences, users[block], read[block], k, filter_seen))
+    if not parts:
+        empty = queries.new_empty(0, k)
+        return Ranked(torch.empty(0, k, dtype=torch.long), empty, empty.new_empty(0))
+    return Ranked(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _best(scores: Tensor, sequences: Sequences, users: Ints, read: Ints, k: int, filter_seen: bool) -> Ranked:
+    total = torch.logsumexp(scores, 1, keepdim=True)
+    log_probs = scores.sub_(total)
+    entropy = -(log_probs.exp() * log_probs).sum(1)
+    if filter_seen:
+        hide_seen(log_probs, sequences, users, read)
+    values, items = best_first(log_probs, k)
+    absent = values.isinf()
+    return Ranked(items.masked_fill(absent, -1), values.masked_fill(absent, float("nan")), entropy)
+
+
+def best_first(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the ``k`` largest of each row and their indexes, equal scores in order of index.
+
+    Examples
+    --------
+    >>> best_first(torch.tensor([[1.0, 2.0, 2.0]]), 2)[1].tolist()
+    [[1, 2]]
+    """
+    values, items = scores.topk(k, 1)
+    by_item = items.argsort(1)
+    values, items = values.gather(1, by_item), items.gather(1, by_item)
+    by_value = values.argsort(1, descending=True, stable=True)
+    return values.gather(1, by_value), items.gather(1, by_value)
+
+
+def hide_seen(scores: Tensor, sequences: Sequences, users: Ints, read: Ints) -> None:
+    """Set to -inf, in place, the scores (n, V) of items in the first ``read[i]`` groups of ``users[i]``.
+
+    Each user's items are looked at once, so that the cost doesn't grow with the square of a history's length.
+    """
+    never = np.iinfo(np.int64).max
+    bounds = np.flatnonzero(np.diff(users)) + 1
+    for rows in np.split(np.arange(len(users)), bounds):
+        if not len(rows):
+            continue
+        start = sequences.user_offsets[users[rows[0]]]
+        groups = np.arange(start, start + read[rows].max())
+        sizes = sequences.group_offsets[groups + 1] - sequences.group_offsets[groups]
+        items = sequences.items[ranges(sequences.group_offsets[groups], sizes)]
+        steps = np.repeat(groups - start, sizes)
+        first = np.full(scores.shape[1], never)
+        first[items[::-1]] = steps[::-1]  # the first occurrence is assigned last
+        if (items < 0).any():
+            first[-1] = min((steps[items == scores.shape[1] - 1]), default=never)
+        hidden = torch.from_numpy(first[None, :] < read[rows][:, None]).to(scores.device)
+        scores[rows[0] : rows[-1] + 1].masked_fill_(hidden, float("-inf"))
+
+
+Contestant = Literal["popularity", "mle", "adversarial", "chosen"]

@@ -1,0 +1,86 @@
+"""One forward pass over whole histories: the generator's query after any number of groups of any user.
+
+Histories are read in segments with the state carried on, so that memory doesn't grow with their length.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys_llm.seqgan.generator import Generator, State
+from recsys_llm.seqgan.histories import Ints
+from recsys_llm.seqgan.sequences import Sequences, ranges
+
+LANES = 64
+"""Users that are read side by side."""
+SEGMENT = 128
+"""Steps between two carries of the state."""
+
+
+@torch.no_grad()
+def queries_after(generator: Generator, vectors: Tensor, sequences: Sequences, users: Ints, read: Ints) -> Tensor:
+    """Return the generator's query for user ``users[i]`` once the first ``read[i]`` groups are read.
+
+    Parameters
+    ----------
+    generator
+        In eval mode.
+    vectors : (V or more, E)
+        Item vectors that ``sequences.items`` points into.
+    users, read : int64 (n,)
+        ``read`` 0: nothing but the start vector.
+
+    Returns
+    -------
+    Tensor (n, E)
+        Row i depends on the groups that it has read only.
+    """
+    out = vectors.new_empty(len(users), vectors.shape[1])
+    order = np.lexsort((read, users))
+    distinct, first = np.unique(users[order], return_index=True)
+    last = np.append(first[1:], len(order)) - 1
+    longest = read[order][last]
+    by_length = np.argsort(longest, kind="stable")
+    for lane in range(0, len(by_length), LANES):
+        chosen = by_length[lane : lane + LANES]
+        rows = [order[first[user] : last[user] + 1] for user in chosen]
+        _read_lanes(generator, vectors, sequences, distinct[chosen], [(read[row], row) for row in rows], out)
+    return out
+
+
+def _read_lanes(
+    generator: Generator, vectors: Tensor, sequences: Sequences, users: Ints, wanted: list[tuple[Ints, Ints]], out: Tensor
+) -> None:
+    """Read the histories of ``users`` side by side; write each lane's wanted (steps, rows of out)."""
+    steps = np.array([read[-1] + 1 for read, _ in wanted])  # the start vector is step 0
+    state: State | None = None
+    for start in range(0, int(steps.max()), SEGMENT):
+        width = int(min(SEGMENT, steps.max() - start))
+        inputs = segment_inputs(generator, vectors, sequences, users, steps, start, width)
+        queries, state = generator(inputs, state)
+        for lane, (read, rows) in enumerate(wanted):
+            low, high = np.searchsorted(read, [start, start + width])
+            if high > low:
+                out[torch.from_numpy(rows[low:high])] = queries[lane, torch.from_numpy(read[low:high] - start)]
+
+
+def segment_inputs(
+    generator: Generator, vectors: Tensor, sequences: Sequences, users: Ints, steps: Ints, start: int, width: int
+) -> Tensor:
+    """Return the inputs (len(users), width, E) of steps ``start`` and on; zero past each user's ``steps``."""
+    count = np.clip(steps - start, 0, width)
+    lane = np.repeat(np.arange(len(users)), count)
+    step = ranges(np.full(len(users), start), count)
+    opens = step == 0
+    group = sequences.user_offsets[:-1][users][lane] + step - 1
+    sizes = np.where(opens, 0, sequences.group_sizes()[group] if len(sequences.timestamps) else 0)
+    items = sequences.items[ranges(sequences.group_offsets[group], sizes)]
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    device = vectors.device
+    read = generator.read_groups(vectors, torch.from_numpy(items).to(device), torch.from_numpy(offsets).to(device))
+    read[torch.from_numpy(opens).to(device)] = generator.start
+    inputs = vectors.new_zeros(len(users), width, vectors.shape[1])
+    inputs[torch.from_numpy(lane), torch.from_numpy(step - start)] = read
+    return inputs
