@@ -37,8 +37,8 @@ def init_repository(target: Path, *, data: Path | None = None, filter_seen: bool
     target
         Must not exist, or be empty.
     data
-        Folder with ``items.parquet`` and ``interactions.parquet``, as in the README's section on one's own tables. It is
-        named in ``recsys_llm.yaml``, with the columns that are found in it, and not copied.
+        Folder with ``items.parquet`` and ``interactions.parquet``, as in the README's section on one's own tables. It
+        is named in ``recsys_llm.yaml``, with the columns that are found in it, and not copied.
     filter_seen
         Whether predicted next items leave out what the user has had.
 

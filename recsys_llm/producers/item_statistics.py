@@ -24,7 +24,7 @@ from recsys_llm.schema import (
     PRICE,
     RATING,
 )
-from recsys_llm.sources import tables
+from recsys_llm.sources import tables, whole_keys
 from recsys_llm.timestamps import TIMESTAMP, parse_granularity, to_micros, valid_from
 
 WINDOW = 30 * 86_400_000_000
@@ -71,7 +71,7 @@ class ItemStatistics:
         categories = Catalogue.read(self.config, _categories, end=end)
         low, high = to_micros(start), to_micros(end)
         stream = tables.interactions(self.config, end=end, order_by="item", batch_rows=CHUNK_ROWS)
-        for events in tables.whole_keys(stream, ITEM_ID, batch_rows=CHUNK_ROWS):
+        for events in whole_keys(stream, ITEM_ID, batch_rows=CHUNK_ROWS):
             columns = _Columns()
             for item, first, stop in _runs(events.column(ITEM_ID)):
                 history = _History.of(events, first, stop)

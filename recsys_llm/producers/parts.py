@@ -72,7 +72,7 @@ class Parts:
             raise LedgerError(
                 f"{file}: can't be read as a part ({error}); move it out of the view's directory"
             ) from None
-        written = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+        written = _manifest_in(table.schema)
         if written.get("fingerprint") != self.manifest["fingerprint"]:
             raise FingerprintError(
                 f"{file}: holds values of fingerprint {written.get('fingerprint')}, view {self.view} is computed with "
@@ -101,6 +101,15 @@ class Parts:
         finally:
             temporary.unlink(missing_ok=True)
         _sync_directory(self.directory)
+
+
+def read_manifest(file: Path) -> dict[str, str]:
+    """Return the view and fingerprints that a part was written with; empty for a file that is no part."""
+    return _manifest_in(pq.read_schema(file))
+
+
+def _manifest_in(schema: pa.Schema) -> dict[str, str]:
+    return dict(json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}")))
 
 
 def _sync_directory(directory: Path) -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from recsys_llm.config import Config
 from recsys_llm.schema import EVENT_TIMESTAMP, USER_ID
-from recsys_llm.sources import tables
+from recsys_llm.sources import tables, whole_keys
 from recsys_llm.timestamps import to_micros, valid_from
 
 BATCH_ROWS = 65_536
@@ -43,7 +43,7 @@ class UserRows:
 def whole_users(config: Config, end: datetime) -> Iterator[pa.RecordBatch]:
     """Yield all events up to ``end``, ordered by user, time and item, no user split over two batches."""
     events = tables.interactions(config, end=end, order_by="user", batch_rows=BATCH_ROWS)
-    return tables.whole_keys(events, USER_ID, batch_rows=BATCH_ROWS)
+    return whole_keys(events, USER_ID, batch_rows=BATCH_ROWS)
 
 
 def user_rows(

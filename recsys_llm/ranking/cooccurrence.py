@@ -91,8 +91,8 @@ class CooccurrenceModel:
         late = int((events.micros >= limit).sum())
         if late:
             raise LeakageError(
-                f"cooccurrence: expected only events strictly before {from_micros(limit)}, found {late} of {len(events)} "
-                f"at or after it, the latest at {from_micros(int(events.micros.max()))}; filter the table first"
+                f"cooccurrence: expected only events strictly before {from_micros(limit)}, found {late} of "
+                f"{len(events)} at or after it, up to {from_micros(int(events.micros.max()))}; filter the table first"
             )
         if not len(events):
             raise TrainingError("cooccurrence: expected at least one event, found none; choose a later `until`")
@@ -104,8 +104,8 @@ class CooccurrenceModel:
     def fingerprint(self) -> str:
         """SHA-256, hex, of everything that a score depends on."""
         digest = hashlib.sha256("\0".join([*self.item_ids, repr(self.config), str(to_micros(self.until))]).encode())
-        for matrix in (self.neighbours, self.successors):
-            for part in (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data):
+        for counted in (self.neighbours, self.successors):
+            for part in (counted.indptr.astype(np.int64), counted.indices.astype(np.int32), counted.data):
                 digest.update(part.tobytes())
         return digest.hexdigest()
 
@@ -193,7 +193,9 @@ class CooccurrenceModel:
         try:
             return cls.from_state(tensors, facts)
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{directory}: expected a cooccurrence model, found {error!r}; fit it again") from None
+            raise CheckpointError(
+                f"{directory}: expected a cooccurrence model, found {error!r}; fit it again"
+            ) from None
 
     def _weights(self, rows: Ints, item_ids: Strings, weights: npt.NDArray[np.floating], users: int) -> Any:
         codes = self.codes(item_ids)
@@ -202,7 +204,7 @@ class CooccurrenceModel:
 
 
 def _similarities(events: Events, config: CooccurrenceConfig) -> Any:
-    """Return the cosine of items over users, shrunk, the best ``neighbours`` of each; users with long lists weigh less."""
+    """Return the shrunk cosine of items over users, the best ``neighbours`` of each; long lists weigh less."""
     pairs = np.unique(events.users * len(events.item_ids) + events.items)
     users, items = np.divmod(pairs, len(events.item_ids))
     length = np.bincount(users)[users]

@@ -118,6 +118,11 @@ def read_catalogue(items: pa.Table | pd.DataFrame) -> Catalogue:
     return Catalogue(ids[order], first[order])
 
 
+def to_datetimes(micros: Ints) -> pd.DatetimeIndex:
+    """Return tz-aware UTC times at microseconds."""
+    return pd.DatetimeIndex(micros.astype("datetime64[us]")).tz_localize("UTC")
+
+
 def entries(lists: Any) -> tuple[Ints, Ints, Any]:
     """Return of each entry of an Arrow list array: its row, its place in the list from 0, and its value (NumPy).
 

@@ -10,7 +10,16 @@ import pandas as pd
 import pyarrow as pa
 
 from recsys_llm.errors import TrainingError
-from recsys_llm.ranking.events import Catalogue, Events, Ints, positions, read_catalogue, read_events
+from recsys_llm.ranking.events import (
+    Catalogue,
+    Events,
+    Floats,
+    Ints,
+    positions,
+    read_catalogue,
+    read_events,
+    to_datetimes,
+)
 from recsys_llm.schema import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from recsys_llm.timestamps import to_micros
 
@@ -18,6 +27,10 @@ LABEL = "label"
 """float32: 1 for the item of the event, 0 for a sampled one."""
 GROUP = "group"
 """int64: one positive and its negatives share a number; numbers follow the events' time."""
+
+LOG_Q = "log_q"
+"""float32: log-probability of a row's item under the sampling of negatives. Training takes it off the score, so that
+the ranker learns the choice among all items, not the choice among the sampled ones (Yi et al. 2019)."""
 
 _ROUNDS = 20
 """Redraws of unusable negatives before the few rows that are left are drawn from their exact candidate list."""
@@ -60,8 +73,8 @@ def sample_examples(
     -------
     pd.DataFrame
         ``user_id``, ``item_id`` (str), ``event_timestamp`` (UTC, microseconds), ``label`` (float32), ``group`` (int64),
-        ordered by group. ``attrs`` counts ``positives``, ``dropped_unknown`` (events whose item was not in the
-        catalogue strictly before them) and ``dropped_alone`` (nothing to compare with).
+        ``log_q`` (float32), ordered by group. ``attrs`` counts ``positives``, ``dropped_unknown`` (events whose item
+        was not in the catalogue strictly before them) and ``dropped_alone`` (nothing to compare with).
 
     Raises
     ------
@@ -83,12 +96,14 @@ def sample_examples(
         chosen = np.sort(rng.choice(chosen, max_positives, replace=False))
     if not len(chosen):
         raise TrainingError(
-            f"no example: {len(positives.rows)} events with {start} < t <= {end}, of which {unknown} concern items that "
-            "were not in the catalogue before; choose another period or check the items' event_timestamp"
+            f"no example: {len(positives.rows)} events with {start} < t <= {end}, of which {unknown} concern items "
+            "that were not in the catalogue before; choose another period or check the items' event_timestamp"
         )
-    drawn = _draw(positives, chosen, catalogue, _popularity(events, catalogue, to_micros(start)), negatives,
-                  popular_share, rng)  # fmt: skip
-    frame = _frame(events, catalogue, positives, chosen, drawn, rng)
+    popularity = _popularity(events, catalogue, to_micros(start))
+    drawn = _draw(positives, chosen, popularity, negatives, popular_share, rng)
+    codes = np.concatenate([positives.items[chosen][:, None], drawn], axis=1)
+    log_q = _log_probability(codes, positives.n_known[chosen][:, None], popularity, popular_share)
+    frame = _frame(events, catalogue, positives.rows[chosen], codes, log_q, rng)
     kept = int(frame[GROUP].iloc[-1]) + 1 if len(frame) else 0
     frame.attrs = {"positives": kept, "dropped_unknown": unknown, "dropped_alone": len(chosen) - kept}
     return frame
@@ -129,14 +144,13 @@ def _popularity(events: Events, catalogue: Catalogue, start: int) -> Ints:
 def _draw(
     positives: _Positives,
     chosen: Ints,
-    catalogue: Catalogue,
     popularity: Ints,
     negatives: int,
     popular_share: float,
     rng: np.random.Generator,
 ) -> Ints:
     """Return int64 (len(chosen), negatives): distinct catalogue codes, -1 where there is nothing left to draw."""
-    size = len(catalogue.item_ids)
+    size = len(popularity)
     n_known = np.repeat(positives.n_known[chosen][:, None], negatives, axis=1)
     basket = np.repeat(positives.basket[chosen][:, None], negatives, axis=1)
     share = np.cumsum(popularity)
@@ -187,23 +201,34 @@ def _exhaustive(
     return result
 
 
+def _log_probability(codes: Ints, n_known: Ints, popularity: Ints, popular_share: float) -> Floats:
+    """Return the log-probability that one draw is each of ``codes`` (p, k); what repeats exclude is not counted."""
+    total = np.append(0, np.cumsum(popularity))[n_known]
+    popular = np.where(total > 0, popular_share, 0.0)
+    share = popularity[codes] / np.maximum(total, 1)
+    # Never below the uniform draw's share with weight 1e-3, so that items without events keep a finite one.
+    chance = np.maximum(1 - popular, 1e-3) / np.maximum(n_known, 1) + popular * share
+    return np.asarray(np.log(chance), np.float32)
+
+
 def _frame(
-    events: Events, catalogue: Catalogue, positives: _Positives, chosen: Ints, drawn: Ints, rng: np.random.Generator
+    events: Events, catalogue: Catalogue, rows: Ints, codes: Ints, log_q: Floats, rng: np.random.Generator
 ) -> pd.DataFrame:
-    codes = np.concatenate([positives.items[chosen][:, None], drawn], axis=1)
     order = np.argsort(rng.random(codes.shape), axis=1)
     label = np.zeros(codes.shape, np.float32)
     label[:, 0] = 1
     codes, label = np.take_along_axis(codes, order, axis=1), np.take_along_axis(label, order, axis=1)
+    log_q = np.take_along_axis(log_q, order, axis=1)
     keep = (codes >= 0) & ((codes >= 0).sum(axis=1, keepdims=True) > 1)
     group = (np.cumsum(keep.any(axis=1)) - 1)[:, None].repeat(codes.shape[1], axis=1)
-    row = np.repeat(positives.rows[chosen][:, None], codes.shape[1], axis=1)[keep]
+    row = np.repeat(rows[:, None], codes.shape[1], axis=1)[keep]
     return pd.DataFrame(
         {
             USER_ID: events.user_ids[events.users[row]],
             ITEM_ID: catalogue.item_ids[codes[keep]],
-            EVENT_TIMESTAMP: pd.to_datetime(events.micros[row], unit="us", utc=True).astype("datetime64[us, UTC]"),
+            EVENT_TIMESTAMP: to_datetimes(events.micros[row]),
             LABEL: label[keep],
             GROUP: group[keep].astype(np.int64),
+            LOG_Q: log_q[keep],
         }
     )

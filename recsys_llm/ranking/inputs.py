@@ -64,8 +64,14 @@ class RankerInputs:
         """Column names, in the order of :meth:`matrix`."""
         return (*BASELINE_COLUMNS, ENTROPY_COLUMN, *self.pairwise) if self.pairwise else BASELINE_COLUMNS
 
-    def matrix(self, batch: FeatureBatch) -> Floats:
+    def matrix(self, batch: FeatureBatch, pairwise: Floats | None = None) -> Floats:
         """Return float32 (n, F), one column per name, C-contiguous; NaN where a fact is not known.
+
+        Parameters
+        ----------
+        batch : n pairs
+        pairwise : float32 (n, P)
+            ``batch.pairwise`` where it is at hand; None: computed if it is needed.
 
         Raises
         ------
@@ -86,7 +92,7 @@ class RankerInputs:
         result[:, 12] = log_score(self.cooccurrence.successor_scores(sides.last_basket, users, codes))
         if self.pairwise:
             result[:, 13] = batch.scalar(feature_column(USER_NEXT_ITEMS, schema.ENTROPY))
-            result[:, 14:] = _pairwise(batch, self.pairwise)
+            result[:, 14:] = _pairwise(batch, self.pairwise, pairwise)
         return result
 
     def _sides(self, batch: FeatureBatch) -> _Sides:
@@ -101,7 +107,7 @@ class RankerInputs:
 
 def log_score(scores: Floats) -> Floats:
     """Return ``log(1e-4 + score)``: co-occurrence spans orders of magnitude, and zero must stay near the small ones."""
-    return np.log(scores + np.float32(1e-4))
+    return np.asarray(np.log(scores + np.float32(1e-4)), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +226,7 @@ def _column(block: EntityBlock, view: str, feature: str) -> Any:
     return block.columns[name]
 
 
-def _pairwise(batch: FeatureBatch, names: tuple[str, ...]) -> Floats:
+def _pairwise(batch: FeatureBatch, names: tuple[str, ...], values: Floats | None) -> Floats:
     found = list(batch.pairwise_names)
     missing = [name for name in names if name not in found]
     if missing:
@@ -228,4 +234,4 @@ def _pairwise(batch: FeatureBatch, names: tuple[str, ...]) -> Floats:
             f"pairwise features: expected {', '.join(names)}, found {', '.join(found) or 'none'} in the service "
             f"{batch.service!r}; read the service that the ranker was trained on"
         )
-    return batch.pairwise[:, [found.index(name) for name in names]]
+    return (batch.pairwise if values is None else values)[:, [found.index(name) for name in names]]

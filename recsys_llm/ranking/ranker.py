@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,32 @@ import numpy as np
 import pandas as pd
 import torch
 
-from recsys_llm.errors import CheckpointError, FingerprintError, SchemaError, ServiceError, TrainingError, did_you_mean
+from recsys_llm.errors import (
+    CheckpointError,
+    FingerprintError,
+    LeakageError,
+    SchemaError,
+    ServiceError,
+    TrainingError,
+    did_you_mean,
+)
 from recsys_llm.ranking.bundle import read_bundle, write_bundle
 from recsys_llm.ranking.cooccurrence import CooccurrenceModel
 from recsys_llm.ranking.events import Floats, Ints
-from recsys_llm.ranking.examples import GROUP, LABEL
+from recsys_llm.ranking.examples import GROUP, LABEL, LOG_Q
 from recsys_llm.ranking.inputs import RankerInputs
 from recsys_llm.ranking.model import DCN, DCNConfig
-from recsys_llm.ranking.training import Epoch, RankerConfig, best_epoch, fit_network
+from recsys_llm.ranking.training import Epoch, RankerConfig, Targets, best_epoch, fit_network
 from recsys_llm.retrieval.blocks import FeatureBatch
+from recsys_llm.retrieval.training import TrainingSet
 from recsys_llm.schema import EVENT_TIMESTAMP, ITEM_STATS, USER_STATS
-from recsys_llm.timestamps import TIMESTAMP
+from recsys_llm.timestamps import MICROSECOND, from_micros, to_micros
 
 KIND = "ranker"
-_ROWS = 65_536
-"""Pairs whose columns are made at once."""
+_ROWS = 262_144
+"""Pairs whose columns are made at once: some 20 MB."""
+_NETWORK_ROWS = 8_192
+"""Pairs that go through the network at once: its activations stay in the cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +56,7 @@ class Ranker:
         View to model fingerprint (None: not known) of each view that it reads.
     manifest
         JSON values: ``columns``, ``defaults`` (what stands for a missing value, in the column's own unit), ``config``,
-        ``losses`` and ``best_epoch``.
+        ``groups``, ``examples_until`` (microseconds), ``losses`` (training and validation by epoch), ``best_epoch``.
     """
 
     service: str
@@ -57,8 +69,7 @@ class Ranker:
     @classmethod
     def fit(
         cls,
-        batch: FeatureBatch,
-        examples: pd.DataFrame,
+        training: TrainingSet,
         cooccurrence: CooccurrenceModel,
         config: RankerConfig | None = None,
         *,
@@ -69,10 +80,9 @@ class Ranker:
 
         Parameters
         ----------
-        batch : n pairs
-            Features of the examples, in their order.
-        examples : n rows
-            ``label``, ``group`` and ``event_timestamp``, from :func:`recsys_llm.ranking.examples.sample_examples`.
+        training : n examples
+            Features of examples from :func:`recsys_llm.ranking.examples.sample_examples`: ``label``, ``group``,
+            ``event_timestamp`` and, if sampled unevenly, ``log_q``.
         cooccurrence
             Fitted strictly before the first example.
         config
@@ -85,37 +95,50 @@ class Ranker:
         Raises
         ------
         SchemaError
-            A column of ``examples`` is missing, or there are not as many examples as pairs.
+            A column of the examples is missing.
         ServiceError
             The service lacks a feature.
         TrainingError
-            There is nothing to learn from, the co-occurrence model has seen the examples, or training went wrong.
+            There is nothing to learn from, or training went wrong.
+        LeakageError
+            The co-occurrence model has seen events at or after the first example.
         """
         config = config or RankerConfig()
-        labels, groups, micros = _targets(examples, len(batch))
-        if cooccurrence.until > examples[EVENT_TIMESTAMP].min():
-            raise TrainingError(
-                f"ranker: expected a co-occurrence model from before the first example at "
-                f"{examples[EVENT_TIMESTAMP].min()}, found one from events up to {cooccurrence.until}; fit it earlier"
+        targets = _targets(training.examples)
+        first = int(targets.micros.min())
+        if to_micros(cooccurrence.until) > first:
+            raise LeakageError(
+                f"ranker: expected a co-occurrence model from before the first example at {from_micros(first)}, found "
+                f"one from events up to {cooccurrence.until}; fit it earlier"
             )
-        if learned and not batch.pairwise_names:
-            raise ServiceError(f"service {batch.service}: expected learned features, found none; use another service")
-        inputs = RankerInputs(cooccurrence, () if learned is False else tuple(batch.pairwise_names))
-        table = _matrix(inputs, batch)
+        if learned and not training.pairwise_names:
+            raise ServiceError(
+                f"service {training.service}: expected learned features, found none; use another service"
+            )
+        inputs = RankerInputs(cooccurrence, () if learned is False else tuple(training.pairwise_names))
+        table = _table(inputs, training)
         kept = _informative(table)
         if not len(kept):
             raise TrainingError("ranker: expected a column with two different values, found none; check the features")
-        table = np.ascontiguousarray(table[:, kept])
         columns = tuple(inputs.names[column] for column in kept)
-        network, course = fit_network(table, labels, groups, micros, config, progress=progress)
+        network, course = fit_network(np.ascontiguousarray(table[:, kept]), targets, config, progress=progress)
         return cls(
-            service=batch.service,
+            service=training.service,
             columns=columns,
-            fingerprints={view: batch.fingerprints.get(view) for view in _views(batch, inputs)},
+            fingerprints={view: training.fingerprints.get(view) for view in _views(training, inputs)},
             inputs=inputs,
             network=network,
-            manifest=_manifest(network, columns, config, course, len(np.unique(groups))),
+            manifest=_manifest(network, columns, config, course, targets),
         )
+
+    @property
+    def learned_until(self) -> datetime:
+        """Time of the latest event that the ranker can have learned from."""
+        return max(from_micros(self.manifest["examples_until"]), self.inputs.cooccurrence.until - MICROSECOND)
+
+    def refreshed(self, cooccurrence: CooccurrenceModel) -> Ranker:
+        """Return the ranker with newer counts and the same weights, as a nightly count job would give it."""
+        return dataclasses.replace(self, inputs=RankerInputs(cooccurrence, self.inputs.pairwise))
 
     def check(self, batch: FeatureBatch) -> None:
         """Refuse a batch whose features don't come from the models that the ranker was trained on.
@@ -134,14 +157,14 @@ class Ranker:
             if not any(column.startswith(f"{view}__") for column in have):
                 views = {column.split("__")[0] for column in have}
                 raise ServiceError(
-                    f"ranker of service {self.service!r}: the batch of service {batch.service!r} lacks the view {view!r}; "
-                    f"{did_you_mean(view, views)}"
+                    f"ranker of service {self.service!r}: the batch of service {batch.service!r} lacks the view "
+                    f"{view!r}; {did_you_mean(view, views)}"
                 )
             found = batch.fingerprints.get(view)
             if trained is not None and found is not None and trained != found:
                 raise FingerprintError(
-                    f"view {view}: the ranker was trained on {trained}, the batch holds {found}; train the ranker again, "
-                    "or read the version of the view that it was trained on"
+                    f"view {view}: the ranker was trained on {trained}, the batch holds {found}; train the ranker "
+                    "again, or read the version of the view that it was trained on"
                 )
 
     def score(self, batch: FeatureBatch) -> Floats:
@@ -155,10 +178,13 @@ class Ranker:
         self.check(batch)
         kept = [self.inputs.names.index(name) for name in self.columns]
         scores = np.empty(len(batch), np.float32)
-        with torch.inference_mode():
-            for rows, part in _parts(batch):
-                table = np.ascontiguousarray(self.inputs.matrix(part)[:, kept])
-                scores[rows] = self.network(torch.from_numpy(table)).numpy()
+        for first in range(0, len(batch), _ROWS):
+            part = batch if len(batch) <= _ROWS else batch.take(np.arange(first, min(first + _ROWS, len(batch))))
+            table = torch.from_numpy(np.ascontiguousarray(self.inputs.matrix(part)[:, kept]))
+            with torch.inference_mode():
+                for begin in range(0, len(table), _NETWORK_ROWS):
+                    some = self.network(table[begin : begin + _NETWORK_ROWS]).numpy()
+                    scores[first + begin : first + begin + len(some)] = some
         return scores
 
     def save(self, directory: Path | str) -> None:
@@ -175,7 +201,9 @@ class Ranker:
             "manifest": dict(self.manifest),
             "cooccurrence": counted,
         }
-        write_bundle(directory, KIND, weights | {f"cooccurrence.{name}": value for name, value in tensors.items()}, facts)
+        write_bundle(
+            directory, KIND, weights | {f"cooccurrence.{name}": value for name, value in tensors.items()}, facts
+        )
 
     @classmethod
     def load(cls, directory: Path | str) -> Ranker:
@@ -206,30 +234,27 @@ class Ranker:
             raise CheckpointError(f"{directory}: expected a ranker, found {error!r}; train it again") from None
 
 
-def _targets(examples: pd.DataFrame, count: int) -> tuple[Floats, Ints, Ints]:
-    """Return label, group and microseconds of each example."""
+def _targets(examples: pd.DataFrame) -> Targets:
     for name in (LABEL, GROUP, EVENT_TIMESTAMP):
         if name not in examples.columns:
             raise SchemaError(f"examples: column {name!r} is missing; {did_you_mean(name, map(str, examples.columns))}")
-    if len(examples) != count or not count:
-        raise SchemaError(f"examples: expected one row for each of {count} pairs, found {len(examples)} rows")
-    micros = examples[EVENT_TIMESTAMP].astype("datetime64[us, UTC]").astype("int64").to_numpy()
-    return examples[LABEL].to_numpy(np.float32), examples[GROUP].to_numpy(np.int64), micros
-
-
-def _parts(batch: FeatureBatch) -> Iterable[tuple[slice, FeatureBatch]]:
-    if len(batch) <= _ROWS:
-        return [(slice(None), batch)]
-    bounds = range(0, len(batch), _ROWS)
-    return (
-        (slice(first, first + _ROWS), batch.take(np.arange(first, min(first + _ROWS, len(batch))))) for first in bounds
+    if not len(examples):
+        raise TrainingError("ranker: expected at least one group of examples, found none")
+    labels = np.asarray(examples[LABEL], np.float32)
+    return Targets(
+        labels=labels,
+        groups=np.asarray(examples[GROUP], np.int64),
+        micros=np.asarray(pd.DatetimeIndex(examples[EVENT_TIMESTAMP]).as_unit("us").asi8, np.int64),
+        log_q=np.asarray(examples[LOG_Q], np.float32) if LOG_Q in examples.columns else np.zeros_like(labels),
     )
 
 
-def _matrix(inputs: RankerInputs, batch: FeatureBatch) -> Floats:
-    table = np.empty((len(batch), len(inputs.names)), np.float32)
-    for rows, part in _parts(batch):
-        table[rows] = inputs.matrix(part)
+def _table(inputs: RankerInputs, training: TrainingSet) -> Floats:
+    """Return all columns of all examples, a batch of the loader at a time: vectors are never there for all at once."""
+    table = np.empty((len(training), len(inputs.names)), np.float32)
+    for part in training.loader(_ROWS, columns=()):
+        rows = part["rows"].numpy()
+        table[rows] = inputs.matrix(training.take(rows), part["pairwise"].numpy())
     return table
 
 
@@ -251,14 +276,15 @@ def _views(batch: FeatureBatch, inputs: RankerInputs) -> list[str]:
 
 
 def _manifest(
-    network: DCN, columns: tuple[str, ...], config: RankerConfig, course: list[Epoch], groups: int
+    network: DCN, columns: tuple[str, ...], config: RankerConfig, course: list[Epoch], targets: Targets
 ) -> dict[str, Any]:
     defaults = (network.default.detach() * network.std + network.mean).tolist()
     return {
         "columns": list(columns),
         "defaults": dict(zip(columns, defaults, strict=True)),
         "config": dataclasses.asdict(config),
-        "groups": groups,
+        "groups": len(np.unique(targets.groups)),
+        "examples_until": int(targets.micros.max()),
         "losses": [[epoch.loss, epoch.validation_loss] for epoch in course],
         "best_epoch": best_epoch(course),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,14 +58,31 @@ class Epoch:
     validation_loss: float
 
 
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What is to be learned from n rows.
+
+    Attributes
+    ----------
+    labels : float32 (n,)
+        1 for exactly one row of each group, else 0.
+    groups : int64 (n,)
+        Which rows belong together.
+    micros : int64 (n,)
+        Time of each row, microseconds since the epoch; equal within a group.
+    log_q : float32 (n,)
+        Log-probability with which each row's item is sampled, taken off its score in the loss (the logQ correction, Yi
+        et al. 2019); equal values: all were sampled alike.
+    """
+
+    labels: Floats
+    groups: Ints
+    micros: Ints
+    log_q: Floats
+
+
 def fit_network(
-    columns: Floats,
-    labels: Floats,
-    groups: Ints,
-    micros: Ints,
-    config: RankerConfig,
-    *,
-    progress: Callable[[Epoch], None] | None = None,
+    columns: Floats, targets: Targets, config: RankerConfig, *, progress: Callable[[Epoch], None] | None = None
 ) -> tuple[DCN, list[Epoch]]:
     """Return the network of the best epoch and the course of its losses.
 
@@ -75,29 +92,21 @@ def fit_network(
     ----------
     columns : float32 (n, F)
         NaN where not known.
-    labels : float32 (n,)
-        1 for exactly one row of each group, else 0.
-    groups : int64 (n,)
-        Which rows belong together.
-    micros : int64 (n,)
-        Time of each row; equal within a group.
 
     Raises
     ------
     TrainingError
         A group has no positive or several, all groups are of one time, a value is infinite, or the loss is not finite.
     """
-    table, moment = _group_table(columns, labels, groups, micros)
+    table, moment = _group_table(columns, targets)
     train, held_out = _split(moment, config.validation)
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         seen = table[train]
         network = DCN(*column_statistics(columns[seen[seen >= 0]]), config.network)
-        data = torch.from_numpy(columns)
-        optimizer = torch.optim.AdamW(
-            network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        data = _Data(torch.from_numpy(columns), torch.from_numpy(targets.log_q))
+        optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         best, course = copy.deepcopy(network.state_dict()), list[Epoch]()
         for number in range(1, config.epochs + 1):
             loss = _epoch(network, optimizer, data, torch.from_numpy(seen), config, generator)
@@ -120,22 +129,28 @@ def best_epoch(course: list[Epoch]) -> int:
     return min(course, key=lambda epoch: epoch.validation_loss).number
 
 
+@dataclass(frozen=True)
+class _Data:
+    columns: Tensor  # (n, F)
+    log_q: Tensor  # (n,)
+
+
 def _epoch(
     network: DCN,
     optimizer: torch.optim.Optimizer,
-    data: Tensor,
+    data: _Data,
     table: Tensor,
     config: RankerConfig,
     generator: torch.Generator,
 ) -> float:
     network.train()
     total = 0.0
-    for chosen in torch.randperm(len(table), generator=generator).split(config.batch_groups):
+    for chosen in _chunks(torch.randperm(len(table), generator=generator), config.batch_groups):
         rows = table[chosen]  # (B, K), the positive first
-        x = data[rows.clamp(min=0).flatten()]  # (B * K, F)
+        x = data.columns[rows.clamp(min=0).flatten()]  # (B * K, F)
         if config.hide:
             x = x.masked_fill(torch.rand(x.shape, generator=generator) < config.hide, math.nan)
-        loss = _loss(network, x, rows)
+        loss = _loss(network, x, rows, data.log_q)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -144,37 +159,44 @@ def _epoch(
 
 
 @torch.no_grad()
-def _evaluate(network: DCN, data: Tensor, table: Tensor) -> float:
+def _evaluate(network: DCN, data: _Data, table: Tensor) -> float:
     network.eval()
-    total = sum(_loss(network, data[rows.clamp(min=0).flatten()], rows).item() * len(rows) for rows in table.split(1024))
+    total = 0.0
+    for rows in _chunks(table, 1024):
+        total += _loss(network, data.columns[rows.clamp(min=0).flatten()], rows, data.log_q).item() * len(rows)
     return total / len(table)
 
 
-def _loss(network: DCN, x: Tensor, rows: Tensor) -> Tensor:
-    scores = network(x).view(rows.shape).masked_fill(rows < 0, -math.inf)
+def _chunks(tensor: Tensor, size: int) -> Iterator[Tensor]:
+    return (tensor[first : first + size] for first in range(0, len(tensor), size))
+
+
+def _loss(network: DCN, x: Tensor, rows: Tensor, log_q: Tensor) -> Tensor:
+    scores = (network(x).view(rows.shape) - log_q[rows.clamp(min=0)]).masked_fill(rows < 0, -math.inf)
     return functional.cross_entropy(scores, torch.zeros(len(rows), dtype=torch.long))
 
 
-def _group_table(columns: Floats, labels: Floats, groups: Ints, micros: Ints) -> tuple[Ints, Ints]:
+def _group_table(columns: Floats, targets: Targets) -> tuple[Ints, Ints]:
     """Return int64 (G, K), the rows of each group with its positive first (-1 pads), and the time of each group."""
     if np.isinf(columns).any():
         bad = sorted(set(np.flatnonzero(np.isinf(columns).any(axis=0)).tolist()))
-        raise TrainingError(f"ranker: expected finite values or NaN, found infinity in columns {bad}; check the features")
-    if not len(labels):
-        raise TrainingError("ranker: expected at least one group of examples, found none")
+        raise TrainingError(
+            f"ranker: expected finite values or NaN, found infinity in columns {bad}; check the features"
+        )
+    labels, groups = targets.labels, targets.groups
     order = np.lexsort((np.arange(len(labels)), -labels, groups))
     distinct, begins, counts = np.unique(groups[order], return_index=True, return_counts=True)
     positives = np.add.reduceat(labels[order], begins)
     if (positives != 1).any():
         wrong = int(np.flatnonzero(positives != 1)[0])
         raise TrainingError(
-            f"ranker: expected one row labelled 1 in each group, found {positives[wrong]:g} in group {distinct[wrong]}; "
-            "make examples with sample_examples"
+            f"ranker: expected one row labelled 1 in each group, found {positives[wrong]:g} in group "
+            f"{distinct[wrong]}; make examples with sample_examples"
         )
     place = np.arange(int(counts.max()))
     table = np.where(place < counts[:, None], begins[:, None] + place, -1)
     table[table >= 0] = order[table[table >= 0]]
-    return table, micros[order][begins]
+    return table, targets.micros[order][begins]
 
 
 def _split(moment: Ints, share: float) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:

@@ -1,8 +1,8 @@
 """Features of users and items, and the pairs of them that a ranker scores.
 
-One structure serves training and serving. Training: n examples over the distinct (user, time) and (item, time) pairs in
-them. Serving: N candidates over one user and the distinct candidates. Each entity's features are kept once; an example is
-a pair of row numbers::
+One structure serves training and serving. Training: n examples over the distinct (user, time) and (item, time) pairs
+in them. Serving: N candidates over one user and the distinct candidates. Each entity's features are kept once; an
+example is a pair of row numbers::
 
     user block            item block                user_rows  item_rows
     0: u1 at 09:00        0: i7 at 09:00            0          0          u1 and i7 at 09:00
@@ -50,7 +50,7 @@ class EntityBlock:
         Entity keys, n of them.
     columns
         Full feature name (``view__feature``) to float32 (n,), float32 (n, d) or a pyarrow array (strings, lists);
-        NaN or null where missing. :class:`~recsys_llm.retrieval.columns.Columns` keeps values that many rows share once.
+        NaN or null where missing. :class:`~recsys_llm.retrieval.columns.Columns` keeps shared values once.
     status
         View to uint8 (n,) of :class:`Status`.
     timestamps
@@ -238,7 +238,7 @@ def cells(column: Column) -> Any:
         return column
     objects = np.empty(len(column), dtype=object)
     if isinstance(column, np.ndarray):
-        for row in np.flatnonzero(~nulls(column)):
+        for row in np.flatnonzero(~nulls(column)).tolist():
             objects[row] = column[row]
     else:
         for row, value in enumerate(column.to_pylist()):

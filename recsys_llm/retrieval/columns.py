@@ -100,7 +100,7 @@ def nulls(column: Column) -> npt.NDArray[np.bool_]:
         return missing
     if column.ndim == 1:
         return np.isnan(column)
-    return np.isnan(column).all(axis=1)
+    return np.asarray(np.isnan(column).all(axis=1), dtype=np.bool_)
 
 
 def blank(column: Column, where: npt.NDArray[np.bool_]) -> Column:

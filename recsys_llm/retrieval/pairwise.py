@@ -1,7 +1,7 @@
 """Features of a user and an item together, by one function for training and for serving.
 
-A pair's values don't depend on what else is in the batch, to the last bit: dot products are sums along one row in a fixed
-order (NumPy's pairwise summation), never a matrix product, whose order of addition depends on the shape.
+A pair's values don't depend on what else is in the batch, to the last bit: dot products are sums along one row in a
+fixed order (NumPy's pairwise summation), never a matrix product, whose order of addition depends on the shape.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ def fingerprints(service: Service) -> dict[str, str | None]:
         if len(written) > 1:
             (one, first), (other, second) = list(written.items())[:2]
             raise FingerprintError(
-                f"view {view.name}: its parts were computed by two models, {one[0]} ({first}) and {other[0]} ({second}); "
-                "move the parts of one away, and give the new model a view of a new version"
+                f"view {view.name}: its parts were computed by two models, {one[0]} ({first}) and {other[0]} "
+                f"({second}); move the parts of one away, and give the new model a view of a new version"
             )
         fingerprint, encoder = next(iter(written), (None, None))
         found[view.name] = fingerprint
@@ -77,9 +77,9 @@ def fingerprints(service: Service) -> dict[str, str | None]:
     if len(encoders) > 1:
         (one_encoder, one_view), (other_encoder, other_view) = list(encoders.items())[:2]
         raise FingerprintError(
-            f"service {service.name}: vectors of {one_view} come from text encoder {one_encoder}, those of {other_view} from "
-            f"{other_encoder}; cosines between them mean nothing. Compute both views with one encoder, as views of a new "
-            "version, and name those in the service"
+            f"service {service.name}: vectors of {one_view} come from text encoder {one_encoder}, those of "
+            f"{other_view} from {other_encoder}; cosines between them mean nothing. Compute both with one encoder, "
+            "as views of a new version, and name those in the service"
         )
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,13 @@ VECTORS = (EMBEDDING, CENTROID)
 lists of floats may differ in length from row to row."""
 
 SCALAR_TYPES = ("Float32", "Float64", "Int32", "Int64", "Bool")
-LIST_KINDS = {"String": Kind.STRINGS, "Float32": Kind.FLOATS, "Float64": Kind.FLOATS, "Int32": Kind.INTS, "Int64": Kind.INTS}
+LIST_KINDS = {
+    "String": Kind.STRINGS,
+    "Float32": Kind.FLOATS,
+    "Float64": Kind.FLOATS,
+    "Int32": Kind.INTS,
+    "Int64": Kind.INTS,
+}
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,9 @@ def _view(store: feast.FeatureStore, service: str, projection: Any) -> View:
 
     where = f"feature service {service}: view {projection.name}"
     if projection.name_alias or projection.join_key_map:
-        raise ServiceError(f"{where}: expected it under its own name and join keys, found an alias; remove with_name(...)")
+        raise ServiceError(
+            f"{where}: expected it under its own name and join keys, found an alias; remove with_name(...)"
+        )
     try:
         definition = store.get_feature_view(projection.name)
     except FeatureViewNotFoundException:
@@ -129,13 +137,17 @@ def _view(store: feast.FeatureStore, service: str, projection: Any) -> View:
         raise ServiceError(f"{where}: expected join keys {expected}, found {keys}; read it through Feast itself")
     key_type = str(definition.entity_columns[0].dtype)
     if key_type != "String":
-        raise ServiceError(f"{where}: expected join key {keys[0]} of type String, found {key_type}; cast ids to strings")
+        raise ServiceError(
+            f"{where}: expected join key {keys[0]} of type String, found {key_type}; cast ids to strings"
+        )
     types = {feature.name: str(feature.dtype) for feature in definition.features}
     return View(
         name=projection.name,
         entity=entity,
         ttl=(definition.ttl or timedelta(0)) // MICROSECOND,
-        features=tuple(_feature(where, projection.name, field) for field in projection.features if field.name != ROW_ID),
+        features=tuple(
+            _feature(where, projection.name, field) for field in projection.features if field.name != ROW_ID
+        ),
         has_row_id=types.get(ROW_ID) == "Int64",
         parts=_local_parquet(store, definition.batch_source),
         definition=definition,
@@ -146,8 +158,8 @@ def _feature(where: str, view: str, definition: Any) -> Feature:
     kind = _kind(definition)
     if kind is None:
         raise ServiceError(
-            f"{where}: feature {definition.name}: expected {', '.join(SCALAR_TYPES)}, String or an Array of String, Float32, "
-            f"Float64, Int32 or Int64, found {definition.dtype}; leave it out of the service"
+            f"{where}: feature {definition.name}: expected {', '.join(SCALAR_TYPES)}, String or an Array of String, "
+            f"Float32, Float64, Int32 or Int64, found {definition.dtype}; leave it out of the service"
         )
     dimension = definition.vector_length or None if kind is Kind.VECTOR else None
     return Feature(definition.name, feature_column(view, definition.name), kind, dimension)
@@ -184,21 +196,8 @@ def _local_parquet(store: feast.FeatureStore, source: Any) -> str | None:
 
 def known_dimensions(service: Service, dimensions: Mapping[str, int]) -> Service:
     """Return the service with the lengths of vectors filled in, by full feature name."""
-    return Service(
-        service.name,
-        tuple(
-            View(
-                view.name,
-                view.entity,
-                view.ttl,
-                tuple(
-                    Feature(feature.name, feature.column, feature.kind, dimensions.get(feature.column, feature.dimension))
-                    for feature in view.features
-                ),
-                view.has_row_id,
-                view.parts,
-                view.definition,
-            )
-            for view in service.views
-        ),
-    )
+    views = []
+    for view in service.views:
+        features = tuple(replace(item, dimension=dimensions.get(item.column, item.dimension)) for item in view.features)
+        views.append(replace(view, features=features))
+    return replace(service, views=tuple(views))

@@ -1,8 +1,9 @@
 """The generator: an LSTM over groups of items, p(next item | history so far).
 
-An item's vector is a free embedding plus a learned map of its text vector, so that items nobody had yet can be predicted
-and read. The vectors are tied: they are both the input and the softmax. A group goes in as the mean of its
-items' vectors, and every item of the next group is a target.
+An item's vector is a free embedding plus a learned map of its text vector, so that items nobody had yet can be
+predicted and read. The vectors are tied: they are both the input and the softmax. A group goes in as the mean of its
+items' vectors, and every item of the next group is a target. Running means of past groups go past the LSTM straight to
+the softmax: what is near to the recent past is likely, before anything is learned.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-State = tuple[Tensor, Tensor]
-"""(h, c), each (1, B, H)."""
+DECAYS = (0.0, 0.6, 0.9, 0.98)
+"""Of the running means of past groups that the generator keeps beside the LSTM; 0 is the last group alone."""
+FREE_STD = 0.05
+TEXT_STD = 0.2
 
 
 class ItemTable(NamedTuple):
@@ -37,8 +41,6 @@ class Generator(nn.Module):
         Text vectors; zero rows where there is none.
     embedding_dim, hidden_dim
         E and H.
-    dropout
-        Share of inputs and outputs that is dropped in training.
     """
 
     counts: Tensor
@@ -46,27 +48,26 @@ class Generator(nn.Module):
     text_mean: Tensor
     text_scale: Tensor
 
-    def __init__(
-        self, counts: Tensor, text: Tensor | None, *, embedding_dim: int, hidden_dim: int, dropout: float
-    ) -> None:
+    def __init__(self, counts: Tensor, text: Tensor | None, *, embedding_dim: int, hidden_dim: int) -> None:
         super().__init__()
         items = len(counts)
-        self.dropout = dropout
         self.free = nn.Parameter(torch.randn(items, embedding_dim) * FREE_STD)
         self.bias = nn.Parameter(torch.zeros(items))
         self.popularity_scale = nn.Parameter(torch.ones(()))
         self.start = nn.Parameter(torch.randn(embedding_dim) * 0.1)
         self.lstm = nn.LSTM(embedding_dim, hidden_dim, batch_first=True)
         self.output = nn.Linear(hidden_dim, embedding_dim)
-        self.skip = nn.Linear(embedding_dim, embedding_dim, bias=False)
+        self.skip = nn.Parameter(torch.eye(embedding_dim).repeat(len(DECAYS), 1))  # (decays * E, E)
         text = torch.zeros(items, 0) if text is None else text
         present = text.abs().sum(1) > 0
         mean = text[present].mean(0) if bool(present.any()) else torch.zeros(text.shape[1])
         centred = text[present] - mean
         scale = centred.square().mean().sqrt().clamp_min(1e-6) if centred.numel() else torch.ones(())
         self.map = nn.Parameter(torch.randn(text.shape[1], embedding_dim) * (TEXT_STD / max(1, text.shape[1]) ** 0.5))
-        for name, value in (("counts", counts), ("text", text), ("text_mean", mean), ("text_scale", scale)):
-            self.register_buffer(name, value)
+        self.register_buffer("text_mean", mean)
+        self.register_buffer("text_scale", scale)
+        for name, value in (("counts", counts), ("text", text)):
+            self.register_buffer(name, value, persistent=False)  # a checkpoint stores them once for both generators
 
     def mapped(self, text: Tensor) -> Tensor:
         """Return the learned map of text vectors (n, D) as item vectors (n, E); zero rows stay zero."""
@@ -96,35 +97,73 @@ class Generator(nn.Module):
         """
         padded = torch.cat([vectors, vectors.new_zeros(1, vectors.shape[1])])
         rows = torch.where(items < 0, len(vectors), items)
-        return F.embedding_bag(
-            rows, padded, offsets, mode="mean", include_last_offset=True, padding_idx=len(vectors)
-        )
+        return F.embedding_bag(rows, padded, offsets, mode="mean", include_last_offset=True, padding_idx=len(vectors))
 
-    def forward(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    @property
+    def state_dim(self) -> int:
+        """Width of a state: the LSTM's h and c, and the running means."""
+        return 2 * self.lstm.hidden_size + self.skip.shape[0]
+
+    def forward(
+        self, inputs: Tensor, state: Tensor | None = None, *, lengths: Tensor | None = None, dropout: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Advance over steps.
 
         Parameters
         ----------
         inputs : (B, T, E)
             Group vectors; the first of a history is :attr:`start`.
-        state
+        state : (B, state_dim)
             After the steps before; None: nothing was before.
+        lengths : int64 (B,)
+            Steps of each row, 1 to T; the rest is padding. None: all of them.
+        dropout
+            Share of inputs and LSTM outputs that is dropped. Explicit, so that a policy gradient is that of the very
+            policy that was sampled.
 
         Returns
         -------
         queries : (B, T, E)
             ``queries @ table.vectors.T + table.bias`` are the logits of the next item after each step.
-        state
-            After the last step.
+        state : (B, state_dim)
+            After the last step of each row.
         """
-        inputs = F.dropout(inputs, self.dropout, self.training)
-        hidden, state = self.lstm(inputs, state)
-        hidden = F.dropout(hidden, self.dropout, self.training)
-        return self.output(hidden) + self.skip(inputs), state
+        if state is None:
+            state = inputs.new_zeros(len(inputs), self.state_dim)
+        size = self.lstm.hidden_size
+        h, c, means = torch.split(state, [size, size, self.skip.shape[0]], 1)
+        inputs = F.dropout(inputs, dropout)
+        start = (h.unsqueeze(0).contiguous(), c.unsqueeze(0).contiguous())
+        running = running_means(inputs, means)  # (B, T, decays * E)
+        if lengths is None:
+            hidden, (h, c) = self.lstm(inputs, start)
+            means = running[:, -1]
+        else:
+            packed = pack_padded_sequence(inputs, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            hidden, (h, c) = self.lstm(packed, start)
+            hidden, _ = pad_packed_sequence(hidden, batch_first=True, total_length=inputs.shape[1])
+            means = running[torch.arange(len(running)), lengths - 1]
+        queries = self.output(F.dropout(hidden, dropout)) + running @ self.skip
+        return queries, torch.cat([h[0], c[0], means], 1)
 
 
-FREE_STD = 0.05
-TEXT_STD = 0.2
+def running_means(inputs: Tensor, before: Tensor) -> Tensor:
+    """Return ``m_t = decay * m_(t-1) + (1 - decay) * x_t`` for each of :data:`DECAYS`, (B, T, decays * E).
+
+    Examples
+    --------
+    >>> x = torch.tensor([[[1.0], [0.0]]])
+    >>> running_means(x, torch.zeros(1, len(DECAYS)))[0, :, 1].tolist()  # decay 0.6
+    [0.4000000059604645, 0.24000000953674316]
+    """
+    steps = inputs.shape[1]
+    decay = inputs.new_tensor(DECAYS)
+    age = torch.arange(steps, device=inputs.device)
+    lag = age.unsqueeze(1) - age  # (T, T)
+    weights = torch.where(lag >= 0, (1 - decay)[:, None, None] * decay[:, None, None] ** lag.clamp_min(0), 0.0)
+    fresh = torch.einsum("dts,bse->btde", weights, inputs)
+    kept = torch.einsum("td,bde->btde", decay ** (age + 1).unsqueeze(1), before.view(len(before), len(decay), -1))
+    return (fresh + kept).flatten(2)
 
 
 def logits(queries: Tensor, table: ItemTable) -> Tensor:

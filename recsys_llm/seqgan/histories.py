@@ -146,7 +146,9 @@ def _boundaries(
     unsorted = pc.less(items.slice(1), items.slice(0, len(items) - 1)).to_numpy(zero_copy_only=False)
     bad = np.flatnonzero((same_user & (later < 0)) | (tied & unsorted))
     if bad.size:
-        raise RowError(f"interactions: row {bad[0] + 1} is out of order; sort by {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}")
+        raise RowError(
+            f"interactions: row {bad[0] + 1} is out of order; sort by {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}"
+        )
     new_user = np.append(True, ~same_user)
     if new_user.sum() != pc.count_distinct(users).as_py():
         raise RowError(f"interactions: a user's rows are not together; sort by {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}")

@@ -41,7 +41,7 @@ def weighted_nll(
     Tensor, scalar
         Differentiable in ``queries``, ``table`` and ``bias``. Memory: one block of logits.
     """
-    loss: Tensor = _WeightedNLL.apply(queries, table, bias, rows, targets, weights)
+    loss: Tensor = _WeightedNLL.apply(queries, table, bias, rows, targets, weights)  # type: ignore[no-untyped-call]
     return loss
 
 

@@ -33,5 +33,6 @@ def ndcg_and_hit_rate(hits: npt.NDArray[np.bool_], relevant: Ints) -> tuple[Floa
     """
     gain = 1.0 / np.log2(np.arange(hits.shape[1]) + 2.0)
     ideal = np.concatenate([[0.0], np.cumsum(gain)])[np.minimum(relevant, hits.shape[1])]
-    dcg = (hits * gain).sum(1)
-    return np.divide(dcg, ideal, out=np.zeros_like(dcg), where=ideal > 0), hits.any(1).astype(np.float64)
+    dcg = np.asarray((hits * gain).sum(axis=1), np.float64)
+    ndcg: Floats = np.divide(dcg, ideal, out=np.zeros_like(dcg), where=ideal > 0)
+    return ndcg, np.asarray(hits.any(axis=1), np.float64)

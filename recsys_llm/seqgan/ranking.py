@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -76,9 +76,9 @@ def best_first(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     [[1, 2]]
     """
     values, items = scores.topk(k, 1)
-    by_item = items.argsort(1)
+    by_item = items.argsort(dim=1)
     values, items = values.gather(1, by_item), items.gather(1, by_item)
-    by_value = values.argsort(1, descending=True, stable=True)
+    by_value = values.argsort(dim=1, descending=True, stable=True)
     return values.gather(1, by_value), items.gather(1, by_value)
 
 
@@ -97,12 +97,9 @@ def hide_seen(scores: Tensor, sequences: Sequences, users: Ints, read: Ints) -> 
         sizes = sequences.group_offsets[groups + 1] - sequences.group_offsets[groups]
         items = sequences.items[ranges(sequences.group_offsets[groups], sizes)]
         steps = np.repeat(groups - start, sizes)
+        known = (items >= 0) & (items < scores.shape[1])
+        items, steps = items[known], steps[known]
         first = np.full(scores.shape[1], never)
         first[items[::-1]] = steps[::-1]  # the first occurrence is assigned last
-        if (items < 0).any():
-            first[-1] = min((steps[items == scores.shape[1] - 1]), default=never)
         hidden = torch.from_numpy(first[None, :] < read[rows][:, None]).to(scores.device)
         scores[rows[0] : rows[-1] + 1].masked_fill_(hidden, float("-inf"))
-
-
-Contestant = Literal["popularity", "mle", "adversarial", "chosen"]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys_llm.seqgan.generator import Generator, State
+from recsys_llm.seqgan.generator import Generator
 from recsys_llm.seqgan.histories import Ints
 from recsys_llm.seqgan.sequences import Sequences, ranges
 
@@ -25,8 +25,6 @@ def queries_after(generator: Generator, vectors: Tensor, sequences: Sequences, u
 
     Parameters
     ----------
-    generator
-        In eval mode.
     vectors : (V or more, E)
         Item vectors that ``sequences.items`` points into.
     users, read : int64 (n,)
@@ -51,11 +49,16 @@ def queries_after(generator: Generator, vectors: Tensor, sequences: Sequences, u
 
 
 def _read_lanes(
-    generator: Generator, vectors: Tensor, sequences: Sequences, users: Ints, wanted: list[tuple[Ints, Ints]], out: Tensor
+    generator: Generator,
+    vectors: Tensor,
+    sequences: Sequences,
+    users: Ints,
+    wanted: list[tuple[Ints, Ints]],
+    out: Tensor,
 ) -> None:
     """Read the histories of ``users`` side by side; write each lane's wanted (steps, rows of out)."""
     steps = np.array([read[-1] + 1 for read, _ in wanted])  # the start vector is step 0
-    state: State | None = None
+    state: Tensor | None = None
     for start in range(0, int(steps.max()), SEGMENT):
         width = int(min(SEGMENT, steps.max() - start))
         inputs = segment_inputs(generator, vectors, sequences, users, steps, start, width)

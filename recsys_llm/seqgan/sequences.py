@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -55,20 +57,18 @@ class Sequences:
             start, size = self.group_offsets[group], sizes[group]
             keep[start + rng.permutation(size)[largest:]] = False
         kept = np.minimum(sizes, largest)
-        return Sequences(
-            self.items[keep], np.concatenate([[0], np.cumsum(kept)]), self.user_offsets, self.timestamps
-        )
+        return Sequences(self.items[keep], np.concatenate([[0], np.cumsum(kept)]), self.user_offsets, self.timestamps)
 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Runs of at most ``max_groups`` consecutive target groups of one user; the input of a target is the group before."""
+    """Runs of at most ``max_groups`` consecutive target groups of a user; a target's input is the group before it."""
 
     first: Ints
     """(windows,) flat index of the first target group."""
     length: Ints
     """(windows,) number of target groups."""
-    opens: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    opens: npt.NDArray[np.bool_]
     """(windows,) whether the window begins a history: its first input is the start vector."""
 
     @classmethod
@@ -129,20 +129,25 @@ def make_batch(sequences: Sequences, windows: Windows, chosen: Ints, device: tor
     weights = np.repeat(1.0 / (target_sizes * steps), target_sizes)
     known = target_items != UNKNOWN
     width = int(length.max())
-    on = lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device)  # noqa: E731
     return Batch(
-        input_items=on(sequences.items[input_items]),
-        input_offsets=on(np.concatenate([[0], np.cumsum(input_sizes)])),
-        start_steps=on(start_steps),
-        place=on(window * width + step),
+        input_items=tensor(sequences.items[input_items], device),
+        input_offsets=tensor(np.concatenate([[0], np.cumsum(input_sizes)]), device),
+        start_steps=tensor(start_steps, device),
+        place=tensor(window * width + step, device),
         shape=(len(chosen), width),
-        target_rows=on(rows[known]),
-        targets=on(target_items[known]),
-        target_weights=on(weights[known].astype(np.float32)),
+        target_rows=tensor(rows[known], device),
+        targets=tensor(target_items[known], device),
+        target_weights=tensor(weights[known].astype(np.float32), device),
     )
+
+
+def tensor(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Return a numpy array as a tensor on ``device``."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
 def ranges(starts: Ints, sizes: Ints) -> Ints:
     """Return the concatenation of ``arange(start, start + size)`` over all pairs."""
     ends = np.cumsum(sizes)
-    return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
+    out: Ints = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
+    return out

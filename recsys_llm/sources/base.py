@@ -149,12 +149,14 @@ def rechunk(batches: Iterator[Any], batch_rows: int) -> Iterator[Any]:
     for batch in batches:
         offset = 0
         while offset < batch.num_rows:
-            piece = batch.slice(offset, batch_rows - rows)
+            row_bytes = max(batch.nbytes // batch.num_rows, 1)
+            fitting = max((BATCH_BYTES - size) // row_bytes, 1)
+            piece = batch.slice(offset, min(batch_rows - rows, fitting))
             held.append(piece)
             offset += piece.num_rows
             rows += piece.num_rows
-            size += piece.get_total_buffer_size() if piece.num_rows == batch.num_rows else piece.nbytes
-            if rows == batch_rows or size >= BATCH_BYTES:
+            size += piece.nbytes
+            if rows == batch_rows or size + row_bytes > BATCH_BYTES:
                 yield _join(held)
                 held, rows, size = [], 0, 0
     if held:

@@ -143,7 +143,7 @@ def require_order(
         rows = batch.select(list(keys))
         joined = rows if last is None else pa.concat_batches([last, rows])
         rising, equal = _compare_neighbours(joined)
-        if not pc.all(rising).as_py():
+        if not pc.all(rising, min_count=0).as_py():
             bad = pc.index(rising, False).as_py()
             found = joined.slice(bad, 2).to_pylist()
             raise SchemaError(

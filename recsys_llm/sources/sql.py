@@ -159,12 +159,13 @@ class SqlSource:
         types = [self._schema.field(column).type for column in columns]
         offset = 0
         with self._connect() as connection:
-            options = {"stream_results": True, "yield_per": fetch_rows}
-            for rows in connection.execution_options(**options).execute(statement).partitions():
-                fields = zip(columns, types, zip(*rows, strict=True), strict=True)
-                arrays = [to_array(values, t, name=self.name, column=c, offset=offset) for c, t, values in fields]
-                offset += len(rows)
-                yield pa.record_batch(arrays, names=columns)
+            streaming = connection.execution_options(stream_results=True, yield_per=fetch_rows)
+            with streaming.execute(statement) as result:  # also closes the cursor on the server
+                for rows in result.partitions():
+                    fields = zip(columns, types, zip(*rows, strict=True), strict=True)
+                    arrays = [to_array(values, t, name=self.name, column=c, offset=offset) for c, t, values in fields]
+                    offset += len(rows)
+                    yield pa.record_batch(arrays, names=columns)
 
     @contextmanager
     def _connect(self) -> Iterator[sa.Connection]:

@@ -84,7 +84,7 @@ def test_every_due_row_is_computed_once_and_stored_everywhere(world):
     assert len(world.offline()) == 13
     assert world.online["item03"][1] == [9.0, 2.0]
     assert world.ledger.count(VIEW) == 13
-    assert "computed 13 rows (122 letters)" in str(summary)
+    assert "computed 13 rows (120 letters)" in str(summary)
 
 
 def test_interval_is_open_at_its_start_and_closed_at_its_end(world):

@@ -1,0 +1,132 @@
+"""The ``recsys-llm`` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+import recsys_llm
+from recsys_llm.errors import ConfigError, DataError, RecsysLLMError
+from recsys_llm.timestamps import as_utc, now
+
+EXIT_USAGE = 2
+"""Wrong configuration or data: something for the user to correct."""
+EXIT_FAILED = 1
+
+app = typer.Typer(
+    name="recsys-llm",
+    help="Text embeddings and SeqGAN next items as features of a Feast feature store.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Repository = Annotated[
+    Path, typer.Option("--repository", "-C", help="The feature repository.", exists=True, file_okay=False)
+]
+JsonFile = Annotated[Optional[Path], typer.Option("--json", help="Also write the figures to this file.")]  # noqa: UP045
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(recsys_llm.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def quickstart(
+    data: Annotated[Optional[Path], typer.Option(help="Folder with items.parquet and interactions.parquet.")] = None,  # noqa: UP045
+    workdir: Annotated[
+        Path, typer.Option(help="Where everything is built; an earlier quickstart there is replaced.")
+    ] = Path("recsys_llm_demo"),
+    json_file: JsonFile = None,
+    seed: Annotated[int, typer.Option(help="Of sampling and training.", min=0)] = 0,
+) -> None:
+    """Run the whole path: raw tables in, ranked items out, with stock Feast commands.
+
+    Example: recsys-llm quickstart --data my_tables --workdir demo --json out.json
+    """
+    from recsys_llm.commands.quickstart import run_quickstart
+
+    run_quickstart(data=data, workdir=workdir, json_file=json_file, seed=seed, console=Console())
+
+
+@app.command()
+def init(
+    target: Annotated[Path, typer.Argument(help="New directory for the feature repository.")],
+    data: Annotated[Optional[Path], typer.Option(help="Folder with items.parquet and interactions.parquet.")] = None,  # noqa: UP045
+) -> None:
+    """Make a feature repository from the packaged template.
+
+    Example: recsys-llm init my_features --data my_tables
+    """
+    from recsys_llm.commands.repository import init_repository
+
+    made = init_repository(target, data=data)
+    typer.echo(f"made {made}; next: edit {made}/recsys_llm.yaml, then feast -c {made} apply")
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="A name under sequence_models in recsys_llm.yaml.")],
+    until: Annotated[str, typer.Option(help="Train on events strictly before this time (ISO 8601, UTC).")],
+    repository: Repository = Path("."),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Train a SeqGAN on the events of a feature repository.
+
+    Example: recsys-llm train seqgan_v1 --until 2024-06-01 -C my_features
+    """
+    from recsys_llm.commands.train import train_sequence_model
+
+    checkpoint = train_sequence_model(repository, model, until=_time(until), device=device)
+    typer.echo(json.dumps({"fingerprint": checkpoint.fingerprint, **checkpoint.summary()}, indent=2))
+
+
+@app.command()
+def plan(
+    view: Annotated[str, typer.Argument(help="A feature view that recsys_llm computes.")],
+    start: Annotated[str, typer.Option(help="As for feast materialize (ISO 8601, UTC).")],
+    end: Annotated[Optional[str], typer.Option(help="As for feast materialize; by default now.")] = None,  # noqa: UP045
+    repository: Repository = Path("."),
+    json_file: JsonFile = None,
+) -> None:
+    """Say what `feast materialize START END` would compute, without computing it.
+
+    Example: recsys-llm plan item_text_embedding_v1 --start 2024-01-01 -C my_features
+    """
+    from recsys_llm.bench.report import write_report
+    from recsys_llm.commands.plan import plan_view
+
+    summary = plan_view(repository, view, start=_time(start), end=_time(end) if end else now())
+    counts = {"rows_due": summary.due, "rows_to_compute": summary.computed, "rows_skipped": summary.skipped}
+    typer.echo(f"{view}: {summary.computed:,} of {summary.due:,} rows to compute, {summary.cost:,} {summary.unit}")
+    if json_file is not None:
+        write_report(json_file, {"command": "plan", "view": view, **counts, summary.unit: summary.cost})
+
+
+def _time(text: str) -> datetime:
+    """Read a time as Feast's command line does: without a zone it is UTC."""
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"expected a time such as 2024-06-01 or 2024-06-01T12:00:00+00:00, found {text!r}") from None
+    return as_utc(value if value.tzinfo else value.replace(tzinfo=now().tzinfo))
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one line on stderr, not in a traceback."""
+    try:
+        app()
+    except RecsysLLMError as error:
+        Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        sys.stderr.write(f"{error}\n")
+        sys.exit(EXIT_USAGE if isinstance(error, ConfigError | DataError) else EXIT_FAILED)

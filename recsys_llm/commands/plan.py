@@ -1,0 +1,30 @@
+"""``recsys-llm plan``: what a materialisation would compute."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from recsys_llm.config import load_config
+from recsys_llm.errors import ConfigError
+from recsys_llm.producers import ProducerTag, Summary, open_ledger, open_producer, plan
+from recsys_llm.retrieval import open_store
+
+
+def plan_view(repository: Path, view: str, *, start: datetime, end: datetime) -> Summary:
+    """Count the rows of ``view`` stamped in (start, end] that are not computed yet, and their tokens.
+
+    Raises
+    ------
+    ConfigError
+        The view is not computed by recsys_llm.
+    """
+    config = load_config(repository)
+    tag = ProducerTag.of(view, open_store(repository).get_feature_view(view).tags)
+    if tag is None:
+        raise ConfigError(f"view {view}: carries no recsys_llm tag, so Feast itself materialises it")
+    ledger = open_ledger(config)
+    try:
+        return plan(view, open_producer(view, tag, config), ledger, start, end)
+    finally:
+        ledger.close()

@@ -1,0 +1,295 @@
+"""The one entry for models: features as of each example's time, and features now."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+
+from recsys_llm import timestamps as clock
+from recsys_llm.errors import SchemaError, ServiceError, did_you_mean
+from recsys_llm.retrieval import parts
+from recsys_llm.retrieval.blocks import EntityBlock, FeatureBatch
+from recsys_llm.retrieval.columns import Kind
+from recsys_llm.retrieval.examples import Ids, Micros, check_examples, check_id, check_ids, check_timestamps
+from recsys_llm.retrieval.history import distinct_pairs, history
+from recsys_llm.retrieval.service import Service, known_dimensions, resolve
+from recsys_llm.retrieval.store import open_store
+from recsys_llm.retrieval.training import TrainingSet
+from recsys_llm.schema import ITEM, JOIN_KEYS, USER, USER_ID
+from recsys_llm.timestamps import to_micros
+
+if TYPE_CHECKING:
+    import feast
+
+    from recsys_llm.retrieval.online import OnlineReader
+
+
+class FeatureClient:
+    """Reads the features of a Feast repository for training and for serving.
+
+    Safe to use from several threads. A feature service is read from the registry once; call :meth:`refresh` after
+    ``feast apply``.
+
+    Parameters
+    ----------
+    repository
+        Folder with ``feature_store.yaml``; opened at first use, from any working directory.
+    store
+        Instead of ``repository``: a Feast store that is open already.
+    config_file
+        Another file in the repository, such as ``feature_store.prod.yaml``.
+    now
+        The clock that ttl is measured with.
+
+    Examples
+    --------
+    ::
+
+        client = FeatureClient("feature_repo")
+        train = client.training_set(examples, service="ranker_v1")
+        batch = client.lookup("42", ["7", "9"], service="ranker_v1")
+    """
+
+    def __init__(
+        self,
+        repository: Path | str | None = None,
+        *,
+        store: feast.FeatureStore | None = None,
+        config_file: str | None = None,
+        now: Callable[[], datetime] = clock.now,
+    ) -> None:
+        if (repository is None) == (store is None):
+            raise SchemaError("FeatureClient: expected either a repository or store=, found both or none; give one")
+        self._repository = repository
+        self._config_file = config_file
+        self._store = store
+        self._now = now
+        self._lock = threading.RLock()
+        self._services: dict[str, Service] = {}
+        self._fingerprints: dict[str, dict[str, str | None]] = {}
+        self._reader: OnlineReader | None = None
+
+    @property
+    def store(self) -> feast.FeatureStore:
+        """The Feast store; opened at first use."""
+        with self._lock:
+            if self._store is None:
+                assert self._repository is not None  # by the constructor
+                self._store = open_store(self._repository, config_file=self._config_file)
+            return self._store
+
+    def training_set(self, examples: pd.DataFrame, *, service: str) -> TrainingSet:
+        """Join each example to the newest features stamped at or before its time.
+
+        Row order and index are those of ``examples``, so labels stay aligned. Rows of users are stamped after the
+        events they were computed from, so an example never sees its own event.
+
+        Parameters
+        ----------
+        examples : n rows
+            ``user_id``, ``item_id`` (str) and ``event_timestamp`` (tz-aware, microseconds). Other columns are carried
+            through. Rows may repeat, in any order.
+        service
+            Feature service to read.
+
+        Returns
+        -------
+        TrainingSet, n examples
+
+        Raises
+        ------
+        SchemaError
+            A column is missing, has another type, or has the name of a feature; the message names both.
+        RowError
+            An id or a time is null, or can't be used; the message names the row.
+        ServiceError
+            The service is unknown, or asks for what can't be read.
+        FingerprintError
+            The service mixes vectors of two models.
+        RetrievalError
+            The offline store and the parts contradict each other.
+        """
+        user_ids, item_ids, micros = check_examples(examples)
+        resolved = self.resolve(service)
+        taken = {feature.column for view in resolved.views for feature in view.features}
+        for column in examples.columns:
+            if column in taken:
+                raise SchemaError(f"examples: column {column!r} has the name of a feature of {service}; rename it")
+        fingerprints = parts.fingerprints(resolved)
+        user, user_rows = self._distinct(resolved, USER, user_ids, micros)
+        item, item_rows = self._distinct(resolved, ITEM, item_ids, micros)
+        return TrainingSet(
+            service=service,
+            user=user,
+            item=item,
+            user_rows=user_rows,
+            item_rows=item_rows,
+            fingerprints=fingerprints,
+            examples=examples,
+            references=resolved.references,
+        )
+
+    def lookup(self, user_id: str, candidate_ids: Iterable[str], *, service: str) -> FeatureBatch:
+        """Read the features of one user and N candidates from the online store.
+
+        Parameters
+        ----------
+        user_id
+            Unknown users are all missing.
+        candidate_ids
+            N of them; none, unknown ones and repeated ones are fine.
+        service
+            Feature service to read.
+
+        Returns
+        -------
+        FeatureBatch, N pairs
+            In the order of ``candidate_ids``; each distinct candidate is read once.
+
+        Raises
+        ------
+        RowError, SchemaError
+            An id is null or no string; or the candidates are a single string.
+        ServiceError
+            The service is unknown, or asks for what can't be read.
+        FingerprintError
+            The service mixes vectors of two models.
+        StoreError
+            The online store failed, or holds bytes that are no value of the feature.
+        """
+        from recsys_llm.retrieval.online import Request, block
+
+        check_id(user_id, name=USER_ID)
+        candidates = check_ids(candidate_ids, name="candidate_ids")
+        codes, distinct = pd.factorize(candidates)
+        resolved = self.resolve(service)
+        fingerprints = self.fingerprints(service)
+        requests = [
+            Request(USER, resolved.of(USER), (user_id,)),
+            Request(ITEM, resolved.of(ITEM), tuple(distinct)),
+        ]
+        rows = self._online().read(requests)
+        now = to_micros(self._now())
+        user, item = (block(request, stored, now) for request, stored in zip(requests, rows, strict=True))
+        n = len(candidates)
+        return FeatureBatch(service, user, item, np.zeros(n, dtype=np.int64), codes.astype(np.int64), fingerprints)
+
+    async def lookup_async(self, user_id: str, candidate_ids: Iterable[str], *, service: str) -> FeatureBatch:
+        """Do what :meth:`lookup` does in a thread, so that the event loop stays free."""
+        return await asyncio.to_thread(self.lookup, user_id, candidate_ids, service=service)
+
+    def entity_history(
+        self, entity: str, ids: Sequence[str] | Ids, timestamps: pd.DatetimeIndex | Sequence[datetime], *, service: str
+    ) -> EntityBlock:
+        """Return the features of one entity as of given times.
+
+        Parameters
+        ----------
+        entity
+            ``user`` or ``item``.
+        ids
+            Entity keys, n of them.
+        timestamps
+            tz-aware, n of them.
+        service
+            Feature service to read.
+
+        Returns
+        -------
+        EntityBlock, n rows
+            In the order of ``ids``.
+
+        Raises
+        ------
+        SchemaError
+            There are not as many times as ids, the entity is unknown, or the times are naive.
+        RowError, ServiceError, RetrievalError
+            As :meth:`training_set`.
+        """
+        if entity not in JOIN_KEYS:
+            raise SchemaError(f"entity: expected user or item, found {entity!r}; {did_you_mean(entity, JOIN_KEYS)}")
+        keys = check_ids(ids, name="ids")
+        micros = check_timestamps(timestamps, name="timestamps")
+        if len(keys) != len(micros):
+            raise SchemaError(f"entity_history: expected as many times as ids, found {len(micros)} and {len(keys)}")
+        block, rows = self._distinct(self.resolve(service), entity, keys, micros)
+        return block if len(block) == len(keys) else block.take(rows)
+
+    def fingerprints(self, service: str) -> dict[str, str | None]:
+        """Return the fingerprint of the model behind each view, read once from its parts; None where there are none.
+
+        Raises
+        ------
+        FingerprintError
+            The service mixes vectors of two models.
+        """
+        with self._lock:
+            if service not in self._fingerprints:
+                self._fingerprints[service] = parts.fingerprints(self.resolve(service))
+            return dict(self._fingerprints[service])
+
+    def resolve(self, service: str) -> Service:
+        """Return what a feature service asks for, read from the registry once.
+
+        Raises
+        ------
+        ServiceError
+            The service is unknown, or asks for what can't be read.
+        """
+        if not isinstance(service, str):
+            raise ServiceError(f"service: expected the name of a feature service, found {service!r}; pass its name")
+        with self._lock:
+            if service not in self._services:
+                resolved = resolve(self.store, service)
+                lengths = {
+                    feature.column: parts.dimension(view, feature)
+                    for view in resolved.views
+                    for feature in view.features
+                    if feature.kind is Kind.VECTOR and feature.dimension is None
+                }
+                found = {column: length for column, length in lengths.items() if length is not None}
+                resolved = known_dimensions(resolved, found)
+                if len(found) < len(lengths):
+                    return resolved  # nothing is computed yet: look again next time
+                self._services[service] = resolved
+            return self._services[service]
+
+    def refresh(self) -> None:
+        """Forget what was read from the registry and the parts."""
+        with self._lock:
+            self._services.clear()
+            self._fingerprints.clear()
+            if self._store is not None:
+                self._store.refresh_registry()
+
+    def close(self) -> None:
+        """Close connections that the client opened itself."""
+        with self._lock:
+            if self._reader is not None:
+                self._reader.close()
+                self._reader = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _distinct(self, service: Service, entity: str, ids: Ids, micros: Micros) -> tuple[EntityBlock, Any]:
+        first, rows = distinct_pairs(ids, micros)
+        return history(self.store, service.of(entity), entity, ids[first], micros[first]), rows
+
+    def _online(self) -> OnlineReader:
+        from recsys_llm.retrieval.online import open_reader
+
+        with self._lock:
+            if self._reader is None:
+                self._reader = open_reader(self.store)
+            return self._reader

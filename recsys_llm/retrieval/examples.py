@@ -1,0 +1,148 @@
+"""What callers hand in: ids and examples, checked before anything is asked of Feast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from recsys_llm.errors import RowError, SchemaError, did_you_mean
+from recsys_llm.schema import EVENT_TIMESTAMP, ITEM_ID, USER_ID
+
+Ids = npt.NDArray[np.object_]
+Micros = npt.NDArray[np.int64]
+
+
+def check_ids(ids: Any, *, name: str) -> Ids:
+    """Return entity keys as object (n,) of str.
+
+    Raises
+    ------
+    SchemaError
+        ``ids`` is a single string, or no sequence.
+    RowError
+        One of them is null, no string, or can't be encoded in UTF-8; the message gives its place.
+    """
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise SchemaError(f"{name}: expected a sequence of str, found {type(ids).__name__} {ids!r}; put it in a list")
+    values = list(ids)
+    for place, value in enumerate(values):
+        check_id(value, name=f"{name}[{place}]")
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def check_id(value: Any, *, name: str) -> None:
+    """Refuse what is no entity key.
+
+    Raises
+    ------
+    RowError
+        It is null, no string, or can't be encoded in UTF-8.
+    """
+    if not isinstance(value, str):
+        null = value is None or value is pd.NA or value is pd.NaT or value != value
+        found = "null" if null else f"{type(value).__name__} {value!r}"
+        remedy = "leave it out" if null else f"use {str(value)!r}"
+        raise RowError(f"{name}: expected a str, found {found}; {remedy}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RowError(f"{name}: expected text, found a lone surrogate in {value!r}; remove it") from None
+
+
+def check_timestamps(timestamps: Any, *, name: str) -> Micros:
+    """Return times as int64 (n,), microseconds since the epoch.
+
+    Parameters
+    ----------
+    timestamps
+        A tz-aware Series, DatetimeIndex or sequence of datetimes.
+
+    Raises
+    ------
+    SchemaError
+        They are no times, or have no time zone.
+    RowError
+        One of them is null, or finer than a microsecond.
+    """
+    series = pd.Series(timestamps) if not isinstance(timestamps, pd.Series) else timestamps
+    if not len(series):
+        return np.empty(0, dtype=np.int64)
+    if not isinstance(series.dtype, pd.DatetimeTZDtype):
+        remedy = f"pd.to_datetime(..., utc=True) makes it from {series.dtype}"
+        if pd.api.types.is_datetime64_dtype(series.dtype):
+            remedy = 'nobody can know their zone; if it is UTC, use .dt.tz_localize("UTC")'
+        raise SchemaError(f"{name}: expected tz-aware timestamps (datetime64[us, UTC]), found {series.dtype}; {remedy}")
+    missing = np.flatnonzero(series.isna().to_numpy()).tolist()
+    if missing:
+        raise RowError(f"{name}: row {_row(series, missing[0])} is null; every row needs a time: drop it")
+    times = series.dt.tz_convert("UTC")
+    micros = times.dt.as_unit("us")
+    inexact = np.flatnonzero((micros != times).to_numpy()).tolist()
+    if inexact:
+        raise RowError(
+            f"{name}: row {_row(series, inexact[0])} is {series.iloc[inexact[0]]!r}, finer than a microsecond; "
+            'use .dt.floor("us")'
+        )
+    return np.asarray(micros.astype("int64"), dtype=np.int64)
+
+
+def check_examples(examples: Any) -> tuple[Ids, Ids, Micros]:
+    """Return the user ids, item ids and times (microseconds) of training examples.
+
+    Raises
+    ------
+    SchemaError
+        ``examples`` is no frame, or a column is missing or of another type.
+    RowError
+        An id or a time is null or can't be used; the message names row and column.
+    """
+    if not isinstance(examples, pd.DataFrame):
+        raise SchemaError(
+            f"examples: expected a pandas DataFrame, found {type(examples).__name__}; a string would be run as SQL by "
+            "Feast: read it into a frame first"
+        )
+    repeated = examples.columns[examples.columns.duplicated()]
+    if len(repeated):
+        raise SchemaError(f"examples: expected distinct columns, found {repeated[0]!r} twice; rename one")
+    for column in (USER_ID, ITEM_ID, EVENT_TIMESTAMP):
+        if column not in examples.columns:
+            hint = did_you_mean(column, [str(name) for name in examples.columns])
+            raise SchemaError(f"examples: column {column!r} is missing; {hint}")
+    return (
+        _ids(examples[USER_ID], USER_ID),
+        _ids(examples[ITEM_ID], ITEM_ID),
+        check_timestamps(examples[EVENT_TIMESTAMP], name=f"examples, column {EVENT_TIMESTAMP!r}"),
+    )
+
+
+def _ids(series: pd.Series[Any], column: str) -> Ids:
+    if not len(series):
+        return np.empty(0, dtype=object)
+    missing = np.flatnonzero(series.isna().to_numpy()).tolist()
+    if missing:
+        raise RowError(f"examples: row {_row(series, missing[0])}, column {column!r}: null; drop the row")
+    if pd.api.types.is_numeric_dtype(series.dtype) or pd.api.types.is_datetime64_any_dtype(series.dtype):
+        raise SchemaError(f"examples: column {column!r}: expected str, found {series.dtype}; use .astype(str)")
+    codes, distinct = pd.factorize(series)
+    values = np.asarray(distinct, dtype=object)
+    for code, value in enumerate(values):
+        if not isinstance(value, str):
+            raise SchemaError(
+                f"examples: column {column!r}, row {_row(series, np.argmax(codes == code))}: expected str, found "
+                f"{type(value).__name__} {value!r}; use .astype(str)"
+            )
+        check_id(value, name=f"examples: column {column!r}, row {_row(series, np.argmax(codes == code))}")
+    return values[codes]
+
+
+def _row(series: pd.Series[Any], position: Any) -> str:
+    """Return how to name a row: its place from 0, and its label where that is another."""
+    label = series.index[int(position)]
+    label = label.item() if isinstance(label, np.generic) else label
+    return f"{int(position)}" if label == int(position) else f"{int(position)} (index {label!r})"

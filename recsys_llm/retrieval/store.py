@@ -1,0 +1,47 @@
+"""Opening a Feast repository from wherever the process runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recsys_llm.config import absolute_sqlite_url
+from recsys_llm.errors import ConfigError
+
+if TYPE_CHECKING:
+    import feast
+
+
+def open_store(repository: Path | str, *, config_file: str | None = None) -> feast.FeatureStore:
+    """Open a feature repository.
+
+    Feast takes a relative sqlite registry from the working directory; here it starts at the repository, so that a
+    service may run from anywhere.
+
+    Parameters
+    ----------
+    repository
+        Folder with ``feature_store.yaml``.
+    config_file
+        Another file in it, such as ``feature_store.prod.yaml``; None: ``feature_store.yaml``.
+
+    Raises
+    ------
+    ConfigError
+        There is no such file, or Feast refuses it.
+    """
+    import feast
+    from feast.repo_config import FeastConfigError, load_repo_config
+    from feast.utils import get_default_yaml_file_path
+
+    root = Path(repository).resolve()
+    file = root / config_file if config_file else Path(get_default_yaml_file_path(root))
+    if not file.is_file():
+        raise ConfigError(f"{file}: not found; run `recsys-llm init {root}` to make a feature repository")
+    try:
+        config = load_repo_config(root, file)
+    except FeastConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    if isinstance(config.registry.path, str):
+        config.registry.path = absolute_sqlite_url(config.registry.path, root)
+    return feast.FeatureStore(repo_path=str(root), config=config)

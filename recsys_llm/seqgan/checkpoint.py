@@ -1,0 +1,228 @@
+"""A trained SeqGAN: both generators, the vocabulary and how they came to be.
+
+::
+
+    seqgan_v1/
+      manifest.json                   trained_until, scores, losses, settings, SHA-256 of every file
+      vocabulary.json                 item ids
+      items.safetensors               event counts and text vectors, in vocabulary order
+      generator_mle.safetensors       after maximum-likelihood pre-training
+      generator_adversarial.safetensors
+
+Nothing is pickled, and a checkpoint with one altered byte is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from recsys_llm.errors import CheckpointError
+from recsys_llm.seqgan.generator import Generator
+from recsys_llm.seqgan.histories import Ints
+from recsys_llm.seqgan.vocabulary import Vocabulary
+
+FORMAT = 1
+GeneratorName = Literal["mle", "adversarial"]
+_MANIFEST = "manifest.json"
+_VOCABULARY = "vocabulary.json"
+_ITEMS = "items.safetensors"
+_IDENTITY = ("format", "files", "trained_until", "chosen", "filter_seen", "text", "generator")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What :func:`recsys_llm.seqgan.train` returns."""
+
+    vocabulary: Vocabulary
+    counts: Ints
+    """(V,) events of each item before ``trained_until``: the popularity that the generators are compared with."""
+    text: npt.NDArray[np.float32] | None
+    """(V, dim) text vectors, zero rows where there is none; None: trained on ids alone."""
+    generators: dict[GeneratorName, Generator]
+    """In eval mode. No "adversarial" where ``adversarial_epochs`` was 0."""
+    manifest: dict[str, Any]
+    """JSON values: ``scores``, ``chosen``, ``losses``, ``config``, ``text``, ``files`` and more."""
+
+    @classmethod
+    def build(
+        cls,
+        vocabulary: Vocabulary,
+        counts: Ints,
+        text: npt.NDArray[np.float32] | None,
+        generators: dict[GeneratorName, Generator],
+        manifest: dict[str, Any],
+    ) -> Self:
+        """Return a checkpoint with ``files`` and ``fingerprint`` added to its manifest."""
+        for generator in generators.values():
+            generator.eval()
+        bare = cls(vocabulary, counts, text, generators, manifest)
+        files = {name: _sha256(content) for name, content in bare._contents().items()}
+        full = {**manifest, "format": FORMAT, "files": files}
+        full["fingerprint"] = _sha256(_json({key: full[key] for key in _IDENTITY}))
+        return cls(vocabulary, counts, text, generators, full)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash (hex) of weights, vocabulary, text vectors, training cut-off and choice; not of time or place."""
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def trained_until(self) -> datetime:
+        """No event at or after this time was used."""
+        return datetime.fromisoformat(self.manifest["trained_until"])
+
+    @property
+    def encoder_fingerprint(self) -> str | None:
+        """Of the encoder that made the item text vectors; None: trained on ids alone."""
+        return None if self.manifest["text"] is None else str(self.manifest["text"]["fingerprint"])
+
+    @property
+    def filter_seen(self) -> bool:
+        """Whether repeats were rare enough in training to leave out what a user has had."""
+        return bool(self.manifest["filter_seen"])
+
+    def generator(self, name: Literal["chosen", "mle", "adversarial"]) -> Generator:
+        """Return a generator; "chosen" is the one with the better validation NDCG@10.
+
+        Raises
+        ------
+        CheckpointError
+            It was not trained.
+        """
+        key: GeneratorName = self.manifest["chosen"] if name == "chosen" else name
+        if key not in self.generators:
+            raise CheckpointError(f"the checkpoint has no {name!r} generator; train with adversarial_epochs >= 1")
+        return self.generators[key]
+
+    def save(self, directory: Path | str) -> None:
+        """Write the checkpoint; a directory with an older one is replaced, as a whole.
+
+        Raises
+        ------
+        CheckpointError
+            ``directory`` exists and is no checkpoint.
+        """
+        target = Path(directory)
+        if target.exists() and not (target / _MANIFEST).is_file() and (target.is_file() or any(target.iterdir())):
+            raise CheckpointError(f"{target}: exists and is no checkpoint; name another directory")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            for name, content in {**self._contents(), _MANIFEST: _signed(self.manifest)}.items():
+                _write(fresh / name, content)
+            fresh.chmod(0o755)
+            if target.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+                target.replace(old / target.name)
+                fresh.replace(target)
+                shutil.rmtree(old)
+            else:
+                fresh.replace(target)
+        finally:
+            if fresh.exists():
+                shutil.rmtree(fresh)
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Self:
+        """Read a checkpoint and check every byte of it.
+
+        Raises
+        ------
+        CheckpointError
+            A file is missing, altered or of another format version; the message names it.
+        """
+        root = Path(directory)
+        manifest = _read_manifest(root)
+        contents = {name: _read(root / name) for name in manifest["files"]}
+        for name, expected in manifest["files"].items():
+            found = _sha256(contents[name])
+            if found != expected:
+                raise CheckpointError(f"{root / name}: expected SHA-256 {expected}, found {found}; {_REMEDY}")
+        vocabulary = Vocabulary(tuple(json.loads(contents[_VOCABULARY])))
+        items = load_tensors(contents[_ITEMS])
+        text = items.get("text")
+        generators: dict[GeneratorName, Generator] = {}
+        names: tuple[GeneratorName, ...] = ("mle", "adversarial")
+        for key in names:
+            if _file(key) in contents:
+                with torch.random.fork_rng(devices=[]):  # its random start is overwritten
+                    generator = Generator(items["training_counts"], text, **manifest["generator"])
+                generator.load_state_dict(load_tensors(contents[_file(key)]))
+                generators[key] = generator.eval()
+        return cls(vocabulary, items["counts"].numpy(), None if text is None else text.numpy(), generators, manifest)
+
+    def _contents(self) -> dict[str, bytes]:
+        some = next(iter(self.generators.values()))
+        items = {"counts": torch.from_numpy(self.counts), "training_counts": some.counts.cpu()}
+        if self.text is not None:
+            items["text"] = torch.from_numpy(self.text)
+        contents = {_VOCABULARY: _json(list(self.vocabulary.item_ids)), _ITEMS: save_tensors(items)}
+        for key, generator in self.generators.items():
+            weights = {name: value.detach().cpu().contiguous() for name, value in generator.state_dict().items()}
+            contents[_file(key)] = save_tensors(weights)
+        return contents
+
+
+_REMEDY = "the checkpoint is damaged: copy it again or train anew"
+
+
+def _file(name: GeneratorName) -> str:
+    return f"generator_{name}.safetensors"
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, indent=1, allow_nan=False).encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _signed(manifest: dict[str, Any]) -> bytes:
+    return _json({**manifest, "sha256": _sha256(_json(manifest))})
+
+
+def _read_manifest(root: Path) -> dict[str, Any]:
+    """Return the manifest; its bytes must be exactly what :func:`_signed` makes of it."""
+    path = root / _MANIFEST
+    content = _read(path)
+    try:
+        manifest = json.loads(content)
+        manifest.pop("sha256")
+        intact = _signed(manifest) == content
+    except (ValueError, AttributeError, KeyError):
+        intact = False
+    if not intact:
+        raise CheckpointError(f"{path}: not as it was written; {_REMEDY}")
+    if manifest["format"] != FORMAT:
+        found = manifest["format"]
+        raise CheckpointError(f"{path}: expected format {FORMAT}, found {found}; train anew with this version")
+    return dict(manifest)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror}); train a model or check the path") from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,161 @@
+"""Predicted next items: one-step logits of a trained generator after any group of any history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from recsys_llm.errors import CheckpointError, FingerprintError
+from recsys_llm.seqgan.checkpoint import Checkpoint
+from recsys_llm.seqgan.devices import resolve_device
+from recsys_llm.seqgan.generator import Generator, ItemTable
+from recsys_llm.seqgan.histories import Histories, Ints
+from recsys_llm.seqgan.ranking import rank
+from recsys_llm.seqgan.reading import queries_after
+from recsys_llm.seqgan.sequences import Sequences
+from recsys_llm.seqgan.vocabulary import UNKNOWN, ItemVectors
+
+Which = Literal["chosen", "mle", "adversarial"]
+ROWS = 4096
+"""Predictions that are made together."""
+
+
+@dataclass(frozen=True, eq=False)
+class NextItems:
+    """The most likely next items of n positions, best first."""
+
+    item_ids: npt.NDArray[np.object_]
+    """(n, k) str; None past the last candidate. k is ``top_n`` or the size of the vocabulary, if that is smaller."""
+    log_probs: npt.NDArray[np.float32]
+    """(n, k) nats, over the whole vocabulary; NaN past the last candidate."""
+    lengths: Ints
+    """(n,) candidates in each row: less than k where the seen filter left fewer."""
+    entropy: npt.NDArray[np.float32]
+    """(n,) of the next-item distribution over the whole vocabulary, nats."""
+    centroid: npt.NDArray[np.float32] | None
+    """(n, dim) mean text vector of the row's items, scaled to length 1 (zero if none has text); None without text."""
+
+    def item_lists(self) -> pa.Array:
+        """Return the rows as list<string>, without what is past the last candidate."""
+        return self._lists(pa.array(self.item_ids[self._present()], pa.string()))
+
+    def log_prob_lists(self) -> pa.Array:
+        """Return the rows as list<float>, without what is past the last candidate."""
+        return self._lists(pa.array(self.log_probs[self._present()], pa.float32()))
+
+    def _present(self) -> npt.NDArray[np.bool_]:
+        return np.asarray(np.arange(self.item_ids.shape[1]) < self.lengths[:, None])
+
+    def _lists(self, values: pa.Array) -> pa.Array:
+        offsets = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def next_items(
+    checkpoint: Checkpoint,
+    histories: Histories,
+    positions: Ints,
+    top_n: int,
+    *,
+    filter_seen: bool | None = None,
+    generator: Which = "chosen",
+    item_vectors: ItemVectors | None = None,
+    device: str = "auto",
+) -> NextItems:
+    """Predict the next items after groups of histories.
+
+    Each history is read once, however many of its positions are asked for. A row depends on the groups up to and
+    including its position, and on nothing else.
+
+    Parameters
+    ----------
+    histories
+        Any users; items that the model doesn't know are read by their text vector, or passed over.
+    positions : int64 (n,)
+        Flat group indexes: predict what follows that group.
+    top_n
+        Items per row.
+    filter_seen
+        Leave out what the user has had up to the position. None: as the training data suggests.
+    generator
+        "chosen" is the better of the two on the validation slice.
+    item_vectors
+        Text vectors of items outside the vocabulary, to read them in histories; they are not predicted.
+
+    Raises
+    ------
+    FingerprintError
+        ``item_vectors`` are of another encoder than the checkpoint's.
+    CheckpointError
+        The checkpoint has no such generator, or no text vectors to go with ``item_vectors``.
+    IndexError
+        A position is no group of ``histories``.
+    """
+    positions = np.asarray(positions, np.int64)
+    if len(positions) and not 0 <= positions.min() <= positions.max() < histories.groups:
+        found = f"{positions.min()} to {positions.max()}"
+        raise IndexError(f"positions: expected 0 to {histories.groups - 1}, found {found}")
+    model = checkpoint.generator(generator).to(resolve_device(device)).eval()
+    users = np.searchsorted(histories.user_offsets, positions, side="right") - 1
+    read = positions - histories.user_offsets[users] + 1
+    order = np.lexsort((read, users))
+    with torch.no_grad():
+        table = model.item_table()
+        sequences, vectors = reading_side(checkpoint, model, table, histories, item_vectors)
+        queries = queries_after(model, vectors, sequences, users[order], read[order])
+        keep = checkpoint.filter_seen if filter_seen is None else filter_seen
+        ranked = rank(queries, table, sequences, users[order], read[order], k=top_n, filter_seen=keep)
+    back = np.argsort(order)
+    items = ranked.items.cpu().numpy()[back]
+    names = np.array([*checkpoint.vocabulary.item_ids, None], object)  # index -1 is None
+    return NextItems(
+        item_ids=names[items],
+        log_probs=ranked.log_probs.cpu().numpy()[back],
+        lengths=(items != UNKNOWN).sum(1),
+        entropy=ranked.entropy.cpu().numpy()[back],
+        centroid=None if checkpoint.text is None else _centroids(checkpoint.text, items),
+    )
+
+
+def reading_side(
+    checkpoint: Checkpoint, model: Generator, table: ItemTable, histories: Histories, item_vectors: ItemVectors | None
+) -> tuple[Sequences, Tensor]:
+    """Return histories as numbers and the vectors those point to: the vocabulary's, then of unknown items with text."""
+    sequences = Sequences.encode(histories, checkpoint.vocabulary)
+    if item_vectors is None:
+        return sequences, table.vectors
+    if checkpoint.text is None:
+        raise CheckpointError("item_vectors were given, but the model was trained on ids alone; leave them out")
+    if item_vectors.fingerprint != checkpoint.encoder_fingerprint:
+        found = item_vectors.fingerprint
+        raise FingerprintError(
+            f"item_vectors: expected encoder {checkpoint.encoder_fingerprint}, found {found}; "
+            "encode with the checkpoint's encoder, or train a new model version"
+        )
+    known = checkpoint.vocabulary.encode(pa.array(item_vectors.item_ids, pa.string())) != UNKNOWN
+    more = [item for item, is_known in zip(item_vectors.item_ids, known, strict=True) if not is_known]
+    place = pa.compute.fill_null(
+        pa.compute.index_in(histories.item_ids, value_set=pa.array(more, pa.string())), UNKNOWN
+    )
+    extra = place.to_numpy(zero_copy_only=False).astype(np.int64)
+    items = np.where((sequences.items == UNKNOWN) & (extra >= 0), extra + len(checkpoint.vocabulary), sequences.items)
+    added = model.mapped(torch.from_numpy(item_vectors.vectors[~known]).to(table.vectors.device))
+    sequences = Sequences(items, sequences.group_offsets, sequences.user_offsets, sequences.timestamps)
+    return sequences, torch.cat([table.vectors, added])
+
+
+def _centroids(text: npt.NDArray[np.float32], items: Ints) -> npt.NDArray[np.float32]:
+    padded = np.concatenate([text, np.zeros((1, text.shape[1]), np.float32)])  # index -1 is the zero vector
+    out = np.empty((len(items), text.shape[1]), np.float32)
+    for start in range(0, len(items), ROWS):
+        rows = slice(start, start + ROWS)
+        total = padded[items[rows]].sum(1)
+        norm = np.linalg.norm(total, axis=1, keepdims=True)
+        out[rows] = np.divide(total, norm, out=np.zeros_like(total), where=norm > 0)
+    return out

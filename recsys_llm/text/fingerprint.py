@@ -1,0 +1,70 @@
+"""One short name for everything that decides a text's vector."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from recsys_llm.errors import ModelError
+from recsys_llm.text.model_files import CONFIG, ModelFiles
+
+LENGTH = 32
+"""Hex digits of a fingerprint: 128 bits."""
+
+# Notes of the program that saved a file, and settings that the encoder sets itself.
+_NO_EFFECT = {
+    CONFIG: {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"},
+    "tokenizer.json": {"truncation", "padding"},
+    "tokenizer_config.json": {"name_or_path", "model_max_length", "special_tokens_map_file", "tokenizer_file"},
+}
+
+
+def encoder_fingerprint(files: ModelFiles, *, pooling: str, normalize: bool, max_tokens: int) -> str:
+    """Hash what an encoder's vectors depend on, without loading the model.
+
+    That is: weights, architecture (config.json), tokenizer files, pooling, normalisation, maximum length and dimension.
+    The path, the device, the machine, and notes such as the version that saved a file have no part in it.
+
+    Parameters
+    ----------
+    files
+        From :func:`~recsys_llm.text.resolve_model`.
+
+    Returns
+    -------
+    str
+        32 hex digits.
+
+    Raises
+    ------
+    ModelError
+        A file can't be read.
+    """
+    paths = (files.directory / CONFIG, *files.tokenizer, *files.weights)
+    content = {
+        "version": 1,
+        "files": {path.name: _digest(path) for path in paths},
+        "pooling": pooling,
+        "normalize": normalize,
+        "max_tokens": max_tokens,
+        "dim": files.dim,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:LENGTH]
+
+
+def _digest(path: Path) -> str:
+    try:
+        if path.name in _NO_EFFECT:
+            return hashlib.sha256(_canonical(path)).hexdigest()
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: can't be read for the model's fingerprint: {error}") from None
+
+
+def _canonical(path: Path) -> bytes:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in content.items() if key not in _NO_EFFECT[path.name]}
+    return json.dumps(kept, sort_keys=True).encode()

@@ -1,0 +1,113 @@
+"""Texts to token ids, and token counts to batches of about equal cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_CHARACTERS_PER_TOKEN = 8
+"""English has 4 to 5; a text whose first ``8 * max_tokens`` characters hold fewer tokens is read whole."""
+_TEXTS_AT_ONCE = 1024
+"""An encoding of the tokenizers library takes about 100 bytes a token until its ids are copied out."""
+
+
+class Tokenizer:
+    """Token ids of texts, cut at ``max_tokens``.
+
+    Parameters
+    ----------
+    backend
+        A ``tokenizers.Tokenizer``; its own truncation and padding settings are replaced.
+    max_tokens
+        Tokens per text at most, special ones included.
+    """
+
+    def __init__(self, backend: Any, *, max_tokens: int) -> None:
+        backend.no_padding()
+        backend.enable_truncation(max_tokens)
+        self.max_tokens = max_tokens
+        self._encode = getattr(backend, "encode_batch_fast", backend.encode_batch)
+
+    def __call__(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """Return the ids of each text, in input order; texts must be valid Unicode.
+
+        Only the head of a long text is tokenised, up to a space, unless that holds fewer than ``max_tokens`` tokens;
+        the ids are those of the whole text.
+        """
+        heads = [_head(text, _CHARACTERS_PER_TOKEN * self.max_tokens) for text in texts]
+        ids = self._ids(heads)
+        short = [
+            place
+            for place, head in enumerate(heads)
+            if len(head) < len(texts[place]) and len(ids[place]) < self.max_tokens
+        ]
+        for place, whole in zip(short, self._ids([texts[place] for place in short]), strict=True):
+            ids[place] = whole
+        return ids
+
+    def _ids(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        return [
+            np.asarray(encoding.ids, np.int32)
+            for start in range(0, len(texts), _TEXTS_AT_ONCE)
+            for encoding in self._encode(texts[start : start + _TEXTS_AT_ONCE])
+        ]
+
+
+def token_batches(lengths: npt.NDArray[np.int64], *, budget: int) -> list[npt.NDArray[np.int64]]:
+    """Group texts of similar length, longest first.
+
+    Parameters
+    ----------
+    lengths : int64 (n,)
+        Tokens of each text.
+    budget
+        Rows times longest length of a batch, at most; a longer text is a batch of its own.
+
+    Returns
+    -------
+    list of int64 arrays
+        Positions in ``lengths``, each once; equal lengths stay in input order. Texts without tokens are in none.
+
+    Examples
+    --------
+    >>> [batch.tolist() for batch in token_batches(np.array([2, 9, 0, 3, 3]), budget=6)]
+    [[1], [3, 4], [0]]
+    """
+    order = np.argsort(-lengths, kind="stable")
+    order = order[lengths[order] > 0]
+    batches = []
+    start = 0
+    while start < len(order):
+        stop = start + max(1, budget // int(lengths[order[start]]))
+        batches.append(order[start:stop])
+        start = stop
+    return batches
+
+
+def padded(ids: Sequence[npt.NDArray[np.int32]], *, pad: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return ids padded on the right and their mask, both int64 (rows, longest).
+
+    Examples
+    --------
+    >>> ids, mask = padded([np.array([5, 6, 7], np.int32), np.array([5], np.int32)], pad=0)
+    >>> ids.tolist(), mask.tolist()
+    ([[5, 6, 7], [5, 0, 0]], [[1, 1, 1], [1, 0, 0]])
+    """
+    longest = max(len(row) for row in ids)
+    matrix = np.full((len(ids), longest), pad, np.int64)
+    mask = np.zeros((len(ids), longest), np.int64)
+    for place, row in enumerate(ids):
+        matrix[place, : len(row)] = row
+        mask[place, : len(row)] = 1
+    return matrix, mask
+
+
+def _head(text: str, characters: int) -> str:
+    """Return the start of ``text`` up to a space, where that is shorter; cut elsewhere, the last word would change."""
+    if len(text) <= characters:
+        return text
+    space = text.rfind(" ", 0, characters)
+    return text[:space] if space > 0 else text

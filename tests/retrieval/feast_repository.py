@@ -1,0 +1,176 @@
+"""A small Feast repository written from plain rows: offline parts in the form that producers write, and online rows.
+
+Views are those of the packaged repository, with 4-d vectors, and two more: ``item_notes`` (no row ids, so that lists pass
+through Feast's join) and ``user_mood`` (a ttl of ten hours).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
+from feast.data_format import ParquetFormat
+from feast.types import Array, Float32, Float64, Int64, String
+
+from recsys_llm import schema
+
+T0 = datetime(2024, 1, 1, tzinfo=UTC)
+STAMP = pa.timestamp("us", "UTC")
+DIMENSION = 4
+NOTES, MOOD = "item_notes", "user_mood"
+PLAIN, EVERYTHING = "plain", "everything"
+MOOD_TTL = timedelta(hours=10)
+
+FLOATS, STRINGS = pa.list_(pa.float32()), pa.list_(pa.string())
+VIEWS: Mapping[str, tuple[str, timedelta, Mapping[str, tuple[Any, Any]]]] = {
+    schema.ITEM_TEXT_EMBEDDING: (
+        schema.ITEM,
+        timedelta(0),
+        {"embedding": (Array(Float32), FLOATS), "row_id": (Int64, pa.int64())},
+    ),
+    schema.USER_TEXT_EMBEDDING: (
+        schema.USER,
+        timedelta(days=365),
+        {"embedding": (Array(Float32), FLOATS), "row_id": (Int64, pa.int64())},
+    ),
+    schema.USER_NEXT_ITEMS: (
+        schema.USER,
+        timedelta(days=365),
+        {
+            "item_ids": (Array(String), STRINGS),
+            "log_probs": (Array(Float32), FLOATS),
+            "entropy": (Float32, pa.float32()),
+            "centroid": (Array(Float32), FLOATS),
+            "row_id": (Int64, pa.int64()),
+        },
+    ),
+    schema.ITEM_STATS: (
+        schema.ITEM,
+        timedelta(0),
+        {
+            "n_events": (Int64, pa.int64()),
+            "mean_rating": (Float32, pa.float32()),
+            "category": (String, pa.string()),
+        },
+    ),
+    NOTES: (
+        schema.ITEM,
+        timedelta(0),
+        {"words": (Array(String), STRINGS), "counts": (Array(Int64), pa.list_(pa.int64()))},
+    ),
+    MOOD: (schema.USER, MOOD_TTL, {"level": (Float64, pa.float64())}),
+}
+
+
+def hours(count: float) -> datetime:
+    """Return a time that many hours after the start of 2024."""
+    return T0 + timedelta(hours=count)
+
+
+def online_config(kind: str, folder: Path, redis_url: str | None = None) -> dict[str, Any]:
+    """Return ``online_store`` for a kind of store: sqlite, redis or generic (sqlite under another name)."""
+    if kind == "redis":
+        host = str(redis_url).removeprefix("redis://").split("/")[0]
+        return {"type": "redis", "connection_string": f"{host},db=0"}
+    if kind == "generic":
+        return {"type": "tests.retrieval.generic_store.GenericOnlineStore", "path": str(folder / "generic.db")}
+    return {"type": "sqlite", "path": "data/online.db"}
+
+
+class Repository:
+    """The repository, applied once; parts and online rows may be rewritten."""
+
+    def __init__(
+        self, folder: Path, *, online: Mapping[str, Any], project: str = "shop", offline: str = "duckdb"
+    ) -> None:
+        self.folder = folder
+        self.numbers = count()
+        for view in VIEWS:
+            self.write(view, [])
+        config = RepoConfig(
+            project=project,
+            provider="local",
+            registry={"registry_type": "sql", "path": f"sqlite:///{folder / 'registry.db'}", "cache_ttl_seconds": 600},
+            offline_store={"type": offline},
+            online_store=dict(online),
+            entity_key_serialization_version=3,
+            repo_path=folder,
+        )
+        self.store = FeatureStore(config=config)
+        entities = {
+            name: Entity(name=name, join_keys=[key], value_type=ValueType.STRING)
+            for name, key in schema.JOIN_KEYS.items()
+        }
+        views = {name: self._view(name, entities) for name in VIEWS}
+        plain = [views[schema.ITEM_STATS], views[MOOD]]
+        services = [
+            FeatureService(name=EVERYTHING, features=list(views.values())),
+            FeatureService(name=PLAIN, features=plain),
+        ]
+        self.store.apply([*entities.values(), *views.values(), *services])
+
+    def directory(self, view: str) -> Path:
+        return self.folder / "features" / view
+
+    def write(self, view: str, rows: Sequence[Mapping[str, Any]], *, part: str = "part-0", **manifest: str) -> None:
+        """Write one part, in place of the one of that name; a row has the join key, ``at``, features, and ``created``.
+
+        Files get new names: DuckDB remembers what it read from a path, and parts are never written over anyway.
+        """
+        entity, _, features = VIEWS[view]
+        key = schema.JOIN_KEYS[entity]
+        columns = {
+            key: pa.array([row[key] for row in rows], pa.string()),
+            **{name: pa.array([row.get(name) for row in rows], kind) for name, (_, kind) in features.items()},
+            schema.EVENT_TIMESTAMP: pa.array([row["at"] for row in rows], STAMP),
+            schema.CREATED_TIMESTAMP: pa.array([row.get("created", row["at"]) for row in rows], STAMP),
+            schema.CONTENT_HASH: pa.array([b"0" * 16] * len(rows), pa.binary(16)),
+        }
+        metadata = {schema.TAG.encode(): json.dumps({"view": view, **manifest})} if manifest else None
+        self.directory(view).mkdir(parents=True, exist_ok=True)
+        for old in self.directory(view).glob(f"{part}.*.parquet"):
+            old.unlink()
+        file = self.directory(view) / f"{part}.{next(self.numbers)}.parquet"
+        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), file)
+
+    def write_online(self, view: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write online rows the way that Feast itself does."""
+        from feast.utils import _convert_arrow_to_proto
+
+        entity, _, features = VIEWS[view]
+        key = schema.JOIN_KEYS[entity]
+        batch = pa.record_batch(
+            {
+                key: pa.array([row[key] for row in rows], pa.string()),
+                **{name: pa.array([row.get(name) for row in rows], kind) for name, (_, kind) in features.items()},
+                schema.EVENT_TIMESTAMP: pa.array([row["at"] for row in rows], STAMP),
+                schema.CREATED_TIMESTAMP: pa.array([row["at"] for row in rows], STAMP),
+            }
+        )
+        definition = self.store.get_feature_view(view)
+        data = _convert_arrow_to_proto(batch, definition, {key: ValueType.STRING})
+        self.store.provider.online_write_batch(self.store.config, definition, data, None)
+
+    def _view(self, name: str, entities: Mapping[str, Entity]) -> FeatureView:
+        entity, ttl, features = VIEWS[name]
+        key = schema.JOIN_KEYS[entity]
+        return FeatureView(
+            name=name,
+            entities=[entities[entity]],
+            ttl=ttl,
+            schema=[Field(name=key, dtype=String), *(Field(name=f, dtype=d) for f, (d, _) in features.items())],
+            source=FileSource(
+                name=f"{name}_parts",
+                path=str(self.directory(name)),
+                file_format=ParquetFormat(),
+                timestamp_field=schema.EVENT_TIMESTAMP,
+                created_timestamp_column=schema.CREATED_TIMESTAMP,
+            ),
+        )

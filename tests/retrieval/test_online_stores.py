@@ -1,0 +1,363 @@
+"""One suite over every online store: the same answers as Feast, the same statuses, the same refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sqlite3
+import threading
+import uuid
+
+import numpy as np
+import pytest
+
+from recsys_llm import schema
+from recsys_llm.errors import RowError, SchemaError, ServiceError, StoreError
+from recsys_llm.retrieval import FeatureClient, Status
+from tests.retrieval.feast_repository import (
+    DIMENSION,
+    EVERYTHING,
+    MOOD,
+    MOOD_TTL,
+    NOTES,
+    PLAIN,
+    Repository,
+    hours,
+    online_config,
+)
+
+ITEMS, NOW = 30, hours(100)
+EMBEDDING_COLUMN = schema.feature_column(schema.ITEM_TEXT_EMBEDDING, schema.EMBEDDING)
+
+
+def vector(rng):
+    return rng.standard_normal(DIMENSION).astype(np.float32).tolist()
+
+
+@pytest.fixture(scope="module", params=["sqlite", "redis", "generic"])
+def repository(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    url = request.getfixturevalue("redis_url") if request.param == "redis" else None
+    repository = Repository(
+        folder, online=online_config(request.param, folder, url), project=f"p{uuid.uuid4().hex[:8]}"
+    )
+    fill(repository)
+    return repository
+
+
+def fill(repository):
+    rng = np.random.default_rng(0)
+    items = [f"i{number}" for number in range(ITEMS)] + ["", "ключ", "\U0001f600", "a\x00b"]
+    write = repository.write_online
+    write(
+        schema.ITEM_TEXT_EMBEDDING,
+        [
+            {"item_id": item, "at": hours(place), "embedding": vector(rng), "row_id": -place}
+            for place, item in enumerate(items)
+        ],
+    )
+    write(
+        schema.ITEM_STATS,
+        [
+            {
+                "item_id": item,
+                "at": hours(place % 5),
+                "n_events": [0, -1, 2**40, 7, None][place % 5],
+                "mean_rating": [0.1, None, math.nan, math.inf, -0.0][place % 5],
+                "category": ["Comedy,Drama", "", None, "жанр"][place % 4],
+            }
+            for place, item in enumerate(items[:20])
+        ],
+    )
+    write(
+        NOTES,
+        [
+            {"item_id": "i0", "at": hours(0), "words": ["a", "ß", ""], "counts": [1, -(2**40)]},
+            {"item_id": "i1", "at": hours(0), "words": ["b"], "counts": [0]},
+        ],
+    )
+    write(
+        schema.USER_NEXT_ITEMS,
+        [
+            {
+                "user_id": "u1",
+                "at": hours(1),
+                "item_ids": ["i3", "i1", "elsewhere"],
+                "log_probs": [-0.1, -0.2, -0.3],
+                "entropy": 1.5,
+                "centroid": vector(rng),
+                "row_id": 1,
+            }
+        ],
+    )
+    write(schema.USER_TEXT_EMBEDDING, [{"user_id": "u1", "at": hours(1), "embedding": vector(rng), "row_id": 2}])
+    at_edge = NOW - MOOD_TTL
+    write(
+        MOOD,
+        [
+            {"user_id": "u1", "at": at_edge, "level": 0.3},
+            {"user_id": "stale", "at": at_edge.replace(hour=at_edge.hour - 1), "level": 0.4},
+        ],
+    )
+
+
+@pytest.fixture
+def client(repository):
+    with FeatureClient(store=repository.store, now=lambda: NOW) as client:
+        yield client
+
+
+def feast_answers(repository, user, items):
+    rows = [{"user_id": user, "item_id": item} for item in items]
+    service = repository.store.get_feature_service(EVERYTHING)
+    return repository.store.get_online_features(service, rows, full_feature_names=True).to_dict()
+
+
+def same(ours, feasts):
+    """Compare one value with Feast's, to the bit."""
+    if feasts is None:
+        return ours is None or (not isinstance(ours, list) and np.isnan(ours).all())
+    if isinstance(ours, (str, list)):
+        expected = np.float32(feasts).tolist() if feasts and isinstance(feasts[0], float) else feasts
+        return ours == expected
+    return np.float32(ours).tobytes() == np.float32(feasts).tobytes() or (
+        np.isnan(ours).all() and np.isnan(np.float32(feasts)).all()
+    )
+
+
+def test_answers_are_those_of_get_online_features(repository, client):
+    items = [f"i{n}" for n in range(ITEMS)] + ["", "ключ", "\U0001f600", "a\x00b", "unknown", "i3"]
+    batch = client.lookup("u1", items, service=EVERYTHING)
+    expected = feast_answers(repository, "u1", items)
+    compared = 0
+    for column in batch.columns:
+        values = batch.column(column)
+        values = values if isinstance(values, np.ndarray) else values.to_pylist()
+        for place, item in enumerate(items):
+            assert same(values[place], expected[column][place]), (column, item, values[place], expected[column][place])
+            compared += expected[column][place] is not None
+    assert compared > 200
+    assert set(batch.columns) == {name for name in expected if "__" in name and not name.endswith(schema.ROW_ID)}
+
+
+def test_statuses(client):
+    batch = client.lookup("u1", ["i0", "i25", "unknown"], service=EVERYTHING)
+    assert batch.status(schema.ITEM_TEXT_EMBEDDING).tolist() == [Status.PRESENT, Status.PRESENT, Status.MISSING]
+    assert batch.status(schema.ITEM_STATS).tolist() == [Status.PRESENT, Status.MISSING, Status.MISSING]
+    assert batch.status(schema.USER_NEXT_ITEMS).tolist() == [Status.PRESENT] * 3
+    with pytest.raises(ServiceError, match="no view 'item_stat'; did you mean 'item_stats'"):
+        batch.status("item_stat")
+
+
+def test_a_row_at_the_edge_of_its_ttl_is_there_and_an_older_one_is_blanked(repository, client):
+    column = schema.feature_column(MOOD, "level")
+    edge = client.lookup("u1", ["i0"], service=EVERYTHING)
+    assert edge.status(MOOD)[0] == Status.PRESENT
+    assert edge.scalar(column)[0] == np.float32(0.3)
+    stale = client.lookup("stale", ["i0"], service=EVERYTHING)
+    assert stale.status(MOOD)[0] == Status.STALE
+    assert np.isnan(stale.scalar(column)[0])
+    assert feast_answers(repository, "stale", ["i0"])[column] == [0.4]  # Feast itself doesn't look at the ttl
+
+
+def test_a_user_nobody_knows(client):
+    batch = client.lookup("nobody", ["i0", "i1"], service=EVERYTHING)
+    assert batch.status(schema.USER_NEXT_ITEMS).tolist() == [Status.MISSING] * 2
+    assert np.isnan(batch.pairwise).all()
+    assert batch.vector(schema.feature_column(schema.USER_TEXT_EMBEDDING, schema.EMBEDDING)).shape[0] == 2
+
+
+def test_no_candidates(client):
+    batch = client.lookup("u1", [], service=EVERYTHING)
+    assert len(batch) == 0
+    assert batch.pairwise.shape == (0, 5)
+    assert batch.to_pandas().empty
+    assert client.lookup("u1", np.array([], dtype=object), service=PLAIN).scalar("item_stats__n_events").shape == (0,)
+
+
+def test_repeated_candidates_are_read_once_and_given_in_order(client):
+    batch = client.lookup("u1", ["i2", "i0", "i2"], service=EVERYTHING)
+    assert batch.item.ids == ("i2", "i0")
+    vectors = batch.vector(EMBEDDING_COLUMN)
+    assert vectors.flags.c_contiguous
+    assert vectors.dtype == np.float32
+    assert (vectors[0] == vectors[2]).all()
+    assert (vectors[0] != vectors[1]).any()
+
+
+def test_many_candidates(client):
+    candidates = [f"i{n}" for n in range(12_000)]
+    batch = client.lookup("u1", candidates, service=PLAIN)
+    assert (batch.status(schema.ITEM_STATS) == Status.PRESENT).sum() == 20
+
+
+@pytest.mark.parametrize(
+    ("user", "candidates", "error", "message"),
+    [
+        ("u1", ["i0", 5], RowError, r"candidate_ids\[1\]: expected a str, found int 5; use '5'"),
+        ("u1", ["i0", None], RowError, r"candidate_ids\[1\]: expected a str, found null"),
+        ("u1", ["i0", float("nan")], RowError, r"candidate_ids\[1\]: expected a str, found null"),
+        ("u1", ["\ud800"], RowError, r"candidate_ids\[0\]: expected text, found a lone surrogate"),
+        ("u1", "i0", SchemaError, "candidate_ids: expected a sequence of str, found str 'i0'; put it in a list"),
+        (None, ["i0"], RowError, "user_id: expected a str, found null"),
+        (7, ["i0"], RowError, "user_id: expected a str, found int 7; use '7'"),
+    ],
+)
+def test_ids_that_are_none(client, user, candidates, error, message):
+    with pytest.raises(error, match=message):
+        client.lookup(user, candidates, service=EVERYTHING)
+
+
+def test_unknown_service(client):
+    with pytest.raises(ServiceError, match="'everythin' is not in project .*did you mean 'everything'"):
+        client.lookup("u1", ["i0"], service="everythin")
+
+
+def test_async_lookup_is_the_same(client):
+    batch = asyncio.run(client.lookup_async("u1", ["i0", "i1"], service=EVERYTHING))
+    expected = client.lookup("u1", ["i0", "i1"], service=EVERYTHING)
+    assert batch.pairwise.tobytes() == expected.pairwise.tobytes()
+
+
+def test_several_threads(client):
+    expected = client.lookup("u1", ["i0", "i1"], service=EVERYTHING).vector(EMBEDDING_COLUMN).tobytes()
+    found = []
+
+    def read():
+        for _ in range(5):
+            found.append(client.lookup("u1", ["i0", "i1"], service=EVERYTHING).vector(EMBEDDING_COLUMN).tobytes())
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 20
+
+
+def test_a_vector_of_another_length_is_named(repository, client):
+    rows = [{"item_id": "long", "at": hours(1), "embedding": [1.0] * 5, "row_id": 9}]
+    repository.write_online(schema.ITEM_TEXT_EMBEDDING, rows)
+    with pytest.raises(
+        StoreError, match="view item_text_embedding_v1, feature embedding, item_id='long': .*one of length 5 where"
+    ):
+        client.lookup("u1", ["i0", "long"], service=EVERYTHING)
+
+
+def test_null_vectors_and_lists(repository, client):
+    nothing = {"item_ids": None, "log_probs": None, "entropy": None, "centroid": None, "row_id": 4}
+    repository.write_online(schema.USER_NEXT_ITEMS, [{"user_id": "null", "at": hours(1), **nothing}])
+    batch = client.lookup("null", ["i0"], service=EVERYTHING)
+    assert batch.status(schema.USER_NEXT_ITEMS)[0] == Status.PRESENT
+    assert np.isnan(batch.vector("user_next_items_v1__centroid")).all()
+    assert np.isnan(batch.pairwise[:, [1, 4]]).all()
+
+
+class TestSqlite:
+    """What only Feast's sqlite layout can hold."""
+
+    @pytest.fixture
+    def repository(self, tmp_path):
+        repository = Repository(tmp_path, online=online_config("sqlite", tmp_path))
+        fill(repository)
+        return repository
+
+    def execute(self, repository, statement, *values):
+        connection = sqlite3.connect(repository.folder / "data" / "online.db")
+        with connection:
+            connection.execute(statement, values)
+        connection.close()
+
+    @pytest.mark.parametrize("stored", [b"\x00\x01", b"garbage", b"\x8a"])
+    def test_altered_bytes_are_named(self, repository, client, stored):
+        table = '"shop_item_text_embedding_v1"'
+        self.execute(repository, f"UPDATE {table} SET value = ? WHERE feature_name = 'embedding'", stored)
+        with pytest.raises(StoreError, match="feature embedding, item_id='i0': expected a vector.*materialise"):
+            client.lookup("u1", ["i0"], service=EVERYTHING)
+
+    def test_truncated_bytes_are_named(self, repository, client):
+        table = '"shop_item_text_embedding_v1"'
+        self.execute(repository, f"UPDATE {table} SET value = substr(value, 1, length(value) - 1)")
+        with pytest.raises(StoreError, match="feature embedding, item_id='i0': .*no Feast value"):
+            client.lookup("u1", ["i0"], service=EVERYTHING)
+
+    def test_a_value_of_another_type_is_named(self, repository, client):
+        table = '"shop_item_stats"'
+        self.execute(
+            repository,
+            f"UPDATE {table} SET value = (SELECT value FROM {table} WHERE feature_name = 'category' "
+            "AND length(value) > 0 LIMIT 1) WHERE feature_name = 'n_events'",
+        )
+        with pytest.raises(StoreError, match="feature n_events, item_id='i0': expected a scalar, found .* string_val"):
+            client.lookup("u1", ["i0"], service=EVERYTHING)
+
+    def test_a_time_that_feast_could_not_read_either(self, repository, client):
+        self.execute(repository, 'UPDATE "shop_item_stats" SET event_ts = ?', "yesterday")
+        with pytest.raises(StoreError, match="view item_stats, item_id='i0': expected a timestamp.*'yesterday'"):
+            client.lookup("u1", ["i0"], service=EVERYTHING)
+
+    def test_no_table_and_no_file(self, repository, client):
+        self.execute(repository, 'DROP TABLE "shop_item_stats"')
+        with pytest.raises(StoreError, match="no such table.*feast apply"):
+            client.lookup("u1", ["i0"], service=EVERYTHING)
+        client.close()
+        (repository.folder / "data" / "online.db").unlink()
+        with pytest.raises(StoreError, match="unable to open.*feast materialize"):
+            client.lookup("u1", ["i0"], service=EVERYTHING)
+        assert not (repository.folder / "data" / "online.db").exists()
+
+
+class TestRedis:
+    """What only Redis can do."""
+
+    @pytest.fixture
+    def repository(self, tmp_path, redis_url):
+        config = online_config("redis", tmp_path, redis_url)
+        repository = Repository(tmp_path, online=config, project=f"p{uuid.uuid4().hex[:8]}")
+        fill(repository)
+        return repository
+
+    def test_keys_are_feasts(self, repository):
+        from feast.infra.online_stores.helpers import _redis_key
+        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+        from feast.protos.feast.types.Value_pb2 import Value
+
+        from recsys_llm.retrieval.online_redis import RedisReader
+        from recsys_llm.retrieval.service import resolve
+
+        reader = RedisReader(repository.store)
+        for view in resolve(repository.store, EVERYTHING).views:
+            for key in ("", "42", "ключ", "a\x00b"):
+                expected = _redis_key(
+                    repository.store.project,
+                    EntityKey(join_keys=[view.join_key], entity_values=[Value(string_val=key)]),
+                )
+                assert reader._key(view, key) == expected
+
+    def test_the_epoch_is_missing_and_times_before_it_are_not(self, repository, client):
+        epoch, before = hours(0).replace(year=1970), hours(0).replace(year=1902)
+        repository.write_online(schema.ITEM_STATS, [{"item_id": "epoch", "at": epoch, "n_events": 1}])
+        repository.write_online(schema.ITEM_STATS, [{"item_id": "old", "at": before, "n_events": 2}])
+        batch = client.lookup("u1", ["epoch", "old"], service=PLAIN)
+        assert batch.status(schema.ITEM_STATS).tolist() == [Status.MISSING, Status.PRESENT]
+        assert batch.scalar("item_stats__n_events")[1] == 2
+
+    def test_a_key_of_another_type_is_refused(self, repository, client, redis_url):
+        import redis
+
+        from recsys_llm.retrieval.online_redis import RedisReader
+        from recsys_llm.retrieval.service import resolve
+
+        view = resolve(repository.store, PLAIN).of(schema.ITEM)[0]
+        with redis.Redis.from_url(redis_url) as connection:
+            connection.set(RedisReader(repository.store)._key(view, "text"), "no hash")
+        with pytest.raises(StoreError, match="Redis: ResponseError: .*WRONGTYPE"):
+            client.lookup("u1", ["text"], service=PLAIN)
+
+    def test_a_redis_that_is_down(self, tmp_path):
+        config = {"type": "redis", "connection_string": "127.0.0.1:1,db=0,password=geheim"}
+        repository = Repository(tmp_path, online=config)
+        with FeatureClient(store=repository.store) as client, pytest.raises(StoreError) as caught:
+            client.lookup("u1", ["i0"], service=PLAIN)
+        assert "ConnectionError" in str(caught.value)
+        assert "geheim" not in str(caught.value)
