@@ -88,7 +88,8 @@ def train(
     from recsys_llm.commands.train import train_sequence_model
 
     checkpoint = train_sequence_model(repository, model, until=_time(until), device=device)
-    typer.echo(json.dumps({"fingerprint": checkpoint.fingerprint, **checkpoint.summary()}, indent=2))
+    shown = {key: checkpoint.manifest[key] for key in ("fingerprint", "trained_until", "chosen", "scores")}
+    typer.echo(json.dumps(shown, indent=2))
 
 
 @app.command()

@@ -148,8 +148,8 @@ class SequenceModelConfig(_Section):
     top_n: int = Field(default=20, ge=1, le=1000)
     """Predicted items per row."""
     granularity: Granularity = "event"
-    filter_seen: bool = True
-    """Leave out items that the user has had already; false where people buy the same thing again."""
+    filter_seen: bool | None = None
+    """Leave out items that the user has had already; null: as the training data suggests."""
     item_vectors: Name | None = None
     """View of item text vectors that training starts from; null: item ids alone."""
 

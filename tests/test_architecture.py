@@ -94,7 +94,10 @@ def test_public_names():
 
 
 def test_importing_the_package_is_light():
-    heavy = "import sys, recsys_llm, recsys_llm.schema, recsys_llm.cli; print(*sorted({'torch', 'feast', 'transformers'} & set(sys.modules)))"
+    heavy = (
+        "import sys, recsys_llm.schema, recsys_llm.cli; "
+        "print(*sorted({'torch', 'feast', 'transformers'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

@@ -29,7 +29,7 @@ def template() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "feature_repo"
 
 
-def init_repository(target: Path, *, data: Path | None = None, filter_seen: bool = True) -> Path:
+def init_repository(target: Path, *, data: Path | None = None) -> Path:
     """Copy the template to ``target`` and return it.
 
     Parameters
@@ -39,8 +39,6 @@ def init_repository(target: Path, *, data: Path | None = None, filter_seen: bool
     data
         Folder with ``items.parquet`` and ``interactions.parquet``, as in the README's section on one's own tables. It
         is named in ``recsys_llm.yaml``, with the columns that are found in it, and not copied.
-    filter_seen
-        Whether predicted next items leave out what the user has had.
 
     Raises
     ------
@@ -58,7 +56,7 @@ def init_repository(target: Path, *, data: Path | None = None, filter_seen: bool
         (target / folder).mkdir(parents=True)
     _make_paths_absolute(target)
     if sources is not None:
-        _write_config(target, sources, filter_seen)
+        _write_config(target, sources)
     load_config(target)
     return target
 
@@ -70,12 +68,10 @@ def _make_paths_absolute(target: Path) -> None:
     file.write_text(text.replace("sqlite:///data/", f"sqlite:///{target.resolve()}/data/"), encoding="utf-8")
 
 
-def _write_config(target: Path, sources: dict[str, Any], filter_seen: bool) -> None:
+def _write_config(target: Path, sources: dict[str, Any]) -> None:
     file = target / FILE_NAME
     settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     settings["sources"] = sources
-    for model in settings["sequence_models"].values():
-        model["filter_seen"] = filter_seen
     head = "# What `feast materialize` computes features from. ${VAR} is expanded; unknown keys are refused.\n"
     file.write_text(head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
 

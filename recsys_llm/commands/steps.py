@@ -63,5 +63,5 @@ class Steps:
         rate = f"{step.rows / max(step.seconds, 1e-9):>10,.0f} {step.unit}/s" if step.rows else ""
         self.console.print(f"[bold]{step.name:<14}[/] {step.seconds:>7.1f} s  {step.rows:>9,} {step.unit:<9}{rate}")
         if step.detail:
-            self.console.print(f"               {step.detail}", highlight=False)
+            self.console.print(f"               {step.detail}", highlight=False, soft_wrap=True)
         self.done.append(step)

@@ -26,7 +26,7 @@ from recsys_llm.producers import Parts, ProducerTag, Summary, open_ledger, open_
 from recsys_llm.timestamps import now
 
 
-class FeatureComputeEngineConfig(FeastConfigBaseModel):
+class FeatureComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]  # Feast ships no types
     """``batch_engine`` of feature_store.yaml."""
 
     type: Literal["recsys_llm.engine.FeatureComputeEngine"] = "recsys_llm.engine.FeatureComputeEngine"

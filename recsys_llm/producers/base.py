@@ -34,14 +34,25 @@ class Due(NamedTuple):
 class Producer(Protocol):
     """One feature view's way of computing its rows."""
 
-    join_key: str
-    """Column of the entity's key: ``user_id`` or ``item_id``."""
-    manifest: Mapping[str, str]
-    """What a stored row came from: at least ``fingerprint``; ``encoder_fingerprint`` where there are text vectors."""
-    features: pa.Schema
-    """Feature columns of :meth:`compute`, without key and timestamps."""
-    chunk_rows: int
-    """Rows to compute, write and record together."""
+    @property
+    def join_key(self) -> str:
+        """Column of the entity's key: ``user_id`` or ``item_id``."""
+
+    @property
+    def manifest(self) -> Mapping[str, str]:
+        """What a row came from: at least ``fingerprint``; ``encoder_fingerprint`` where there are text vectors."""
+
+    @property
+    def features(self) -> pa.Schema:
+        """Feature columns of :meth:`compute`, without key and timestamps."""
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows to compute, write and record together."""
+
+    @property
+    def unit(self) -> str:
+        """Name of a unit of work: ``tokens`` or ``rows``."""
 
     def inputs(self, start: datetime, end: datetime) -> Iterator[Due]:
         """Yield the rows stamped in (start, end], ordered by key and time."""
@@ -51,9 +62,6 @@ class Producer(Protocol):
 
     def cost(self, rows: pa.RecordBatch) -> int:
         """Return how many units of work ``rows`` are, in :attr:`unit`."""
-
-    unit: str
-    """Name of a unit of work: ``tokens`` or ``rows``."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from recsys_llm.config import Config, SequenceModelConfig
 from recsys_llm.errors import LeakageError
+from recsys_llm.producers.arrays import list_array
 from recsys_llm.producers.base import Due
 from recsys_llm.producers.hashing import HASH_BYTES, content_hashes, fingerprint_of, row_ids
 from recsys_llm.producers.user_rows import UserRows, user_rows, whole_users
@@ -25,7 +26,7 @@ from recsys_llm.schema import (
     ROW_ID,
     USER_ID,
 )
-from recsys_llm.seqgan import Checkpoint
+from recsys_llm.seqgan import Checkpoint, Histories, next_items
 from recsys_llm.timestamps import TIMESTAMP, parse_granularity
 
 _FIRST = "first"
@@ -57,7 +58,8 @@ class NextItems:
                 pa.field(ROW_ID, pa.int64()),
             ]
         )
-        asked = settings.model_dump(include={"top_n", "granularity", "filter_seen"})
+        self.filter_seen = checkpoint.filter_seen if settings.filter_seen is None else settings.filter_seen
+        asked = {"top_n": settings.top_n, "granularity": settings.granularity, "filter_seen": self.filter_seen}
         self.manifest = {"fingerprint": fingerprint_of({"checkpoint": checkpoint.fingerprint, **asked})}
         if checkpoint.encoder_fingerprint is not None:
             self.manifest["encoder_fingerprint"] = checkpoint.encoder_fingerprint
@@ -94,10 +96,21 @@ class NextItems:
             histories,
             positions,
             self.settings.top_n,
-            filter_seen=self.settings.filter_seen,
+            filter_seen=self.filter_seen,
             device=self.device,
         )
-        return pa.RecordBatch.from_arrays([], schema=self.features)
+        count = rows.num_rows
+        centroids = (
+            pa.nulls(count, pa.list_(pa.float32())) if predicted.centroid is None else list_array(predicted.centroid)
+        )
+        columns = [
+            predicted.item_lists(),
+            predicted.log_prob_lists(),
+            pa.array(predicted.entropy),
+            centroids,
+            row_ids(rows.column(CONTENT_HASH)),
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=self.features)
 
     def cost(self, rows: pa.RecordBatch) -> int:
         """Return the number of rows."""

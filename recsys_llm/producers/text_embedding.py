@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_llm.config import Config, TextEncoderConfig
+from recsys_llm.producers.arrays import list_array
 from recsys_llm.producers.base import Due
 from recsys_llm.producers.catalogue import Catalogue
 from recsys_llm.producers.hashing import content_hashes, fingerprint_of, row_ids
@@ -18,7 +19,7 @@ from recsys_llm.producers.user_rows import UserRows, user_rows, whole_users
 from recsys_llm.schema import CONTENT_HASH, EMBEDDING, EVENT_TIMESTAMP, ITEM_ID, LIKED, ROW_ID, USER_ID
 from recsys_llm.sources import tables
 from recsys_llm.text import TextEncoder, item_documents, user_document
-from recsys_llm.timestamps import MICROSECOND, TIMESTAMP, parse_granularity
+from recsys_llm.timestamps import TIMESTAMP, parse_granularity
 
 TEXT = "text"
 
@@ -141,19 +142,3 @@ def _newest(positions: npt.NDArray[np.int64], first: int, end: int, count: int) 
     """Return up to ``count`` of the sorted ``positions`` in [first, end), newest first."""
     low, high = np.searchsorted(positions, [first, end])
     return positions[max(low, high - count) : high][::-1]
-
-
-def list_array(matrix: npt.NDArray[np.float32]) -> pa.Array:
-    """Return a matrix (n, d) as an Arrow list<float> array of n rows, without copying the values."""
-    rows, width = matrix.shape
-    offsets = np.arange(rows + 1, dtype=np.int32) * width
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.ascontiguousarray(matrix).reshape(-1), pa.float32()))
-
-
-def item_texts(config: Config, settings: TextEncoderConfig, *, before: datetime) -> dict[str, str]:
-    """Return the text of each item known strictly before a time, in its newest version by then."""
-    texts: dict[str, str] = {}
-    for batch in tables.items(config, end=before - MICROSECOND):
-        documents = item_documents(batch, settings.template, source=str(config.sources.items.parquet))
-        texts.update(zip(batch.column(ITEM_ID).to_pylist(), documents, strict=True))
-    return texts

@@ -174,6 +174,8 @@ def _column(table: pa.Table, column: str, name: str) -> Any:
 
 
 def _codes(values: Any) -> tuple[Strings, Ints]:
+    if not len(values):
+        return np.empty(0, object), np.empty(0, np.int64)
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
         raise SchemaError(f"ids: expected strings, found {values.type}; cast them, as recsys_llm.sources does")
     distinct = pc.unique(values)

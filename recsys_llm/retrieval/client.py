@@ -19,7 +19,7 @@ from recsys_llm.retrieval.blocks import EntityBlock, FeatureBatch
 from recsys_llm.retrieval.columns import Kind
 from recsys_llm.retrieval.examples import Ids, Micros, check_examples, check_id, check_ids, check_timestamps
 from recsys_llm.retrieval.history import distinct_pairs, history
-from recsys_llm.retrieval.service import Service, known_dimensions, resolve
+from recsys_llm.retrieval.service import Feature, Service, View, known_dimensions, resolve
 from recsys_llm.retrieval.store import open_store
 from recsys_llm.retrieval.training import TrainingSet
 from recsys_llm.schema import ITEM, JOIN_KEYS, USER, USER_ID
@@ -117,7 +117,7 @@ class FeatureClient:
             The offline store and the parts contradict each other.
         """
         user_ids, item_ids, micros = check_examples(examples)
-        resolved = self.resolve(service)
+        resolved = self._measured_again(service)
         taken = {feature.column for view in resolved.views for feature in view.features}
         for column in examples.columns:
             if column in taken:
@@ -178,6 +178,7 @@ class FeatureClient:
         rows = self._online().read(requests)
         now = to_micros(self._now())
         user, item = (block(request, stored, now) for request, stored in zip(requests, rows, strict=True))
+        self._learn(resolved, user, item)
         n = len(candidates)
         return FeatureBatch(service, user, item, np.zeros(n, dtype=np.int64), codes.astype(np.int64), fingerprints)
 
@@ -219,7 +220,7 @@ class FeatureClient:
         micros = check_timestamps(timestamps, name="timestamps")
         if len(keys) != len(micros):
             raise SchemaError(f"entity_history: expected as many times as ids, found {len(micros)} and {len(keys)}")
-        block, rows = self._distinct(self.resolve(service), entity, keys, micros)
+        block, rows = self._distinct(self._measured_again(service), entity, keys, micros)
         return block if len(block) == len(keys) else block.take(rows)
 
     def fingerprints(self, service: str) -> dict[str, str | None]:
@@ -247,18 +248,7 @@ class FeatureClient:
             raise ServiceError(f"service: expected the name of a feature service, found {service!r}; pass its name")
         with self._lock:
             if service not in self._services:
-                resolved = resolve(self.store, service)
-                lengths = {
-                    feature.column: parts.dimension(view, feature)
-                    for view in resolved.views
-                    for feature in view.features
-                    if feature.kind is Kind.VECTOR and feature.dimension is None
-                }
-                found = {column: length for column, length in lengths.items() if length is not None}
-                resolved = known_dimensions(resolved, found)
-                if len(found) < len(lengths):
-                    return resolved  # nothing is computed yet: look again next time
-                self._services[service] = resolved
+                self._services[service] = _measured(resolve(self.store, service))
             return self._services[service]
 
     def refresh(self) -> None:
@@ -282,6 +272,21 @@ class FeatureClient:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
+    def _measured_again(self, service: str) -> Service:
+        """Resolve, and look for lengths of vectors that were not known the last time: parts may have come since."""
+        with self._lock:
+            self._services[service] = _measured(self.resolve(service))
+            return self._services[service]
+
+    def _learn(self, service: Service, *blocks: EntityBlock) -> None:
+        """Remember the lengths of vectors that were read and that no part tells."""
+        unknown = {feature.column for _, feature in _unmeasured(service)}
+        found = {name: block.columns[name].shape[1] for block in blocks for name in unknown if name in block.columns}
+        found = {name: length for name, length in found.items() if length}
+        if found:
+            with self._lock:
+                self._services[service.name] = known_dimensions(service, found)
+
     def _distinct(self, service: Service, entity: str, ids: Ids, micros: Micros) -> tuple[EntityBlock, Any]:
         first, rows = distinct_pairs(ids, micros)
         return history(self.store, service.of(entity), entity, ids[first], micros[first]), rows
@@ -293,3 +298,16 @@ class FeatureClient:
             if self._reader is None:
                 self._reader = open_reader(self.store)
             return self._reader
+
+
+def _unmeasured(service: Service) -> list[tuple[View, Feature]]:
+    """Return the vectors whose length is not known."""
+    features = [(view, feature) for view in service.views for feature in view.features]
+    return [(view, item) for view, item in features if item.kind is Kind.VECTOR and item.dimension is None]
+
+
+def _measured(service: Service) -> Service:
+    """Fill in lengths of vectors from the parts, where there are any."""
+    lengths = {feature.column: parts.dimension(view, feature) for view, feature in _unmeasured(service)}
+    found = {column: length for column, length in lengths.items() if length is not None}
+    return known_dimensions(service, found) if found else service

@@ -6,6 +6,7 @@ Views without row ids, or stored elsewhere than in local parquet files, have Fea
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 POSITION = "recsys_llm_position"
 """Column that is carried through the join to restore the order of rows: Feast does not keep it."""
+JOIN_ROWS = 50_000
+"""Rows joined at a time. Feast pairs each with all earlier rows of its entity before it picks the newest, in memory."""
 
 
 def distinct_pairs(ids: npt.NDArray[np.object_], micros: npt.NDArray[np.int64]) -> tuple[Rows, Rows]:
@@ -111,11 +114,9 @@ def _join(
             POSITION: np.arange(len(ids), dtype=np.int64),
         }
     )
-    table = store.get_historical_features(
-        entity_df=frame,
-        features=[f"{view.name}:{name}" for view in views for name in _joined(view)],
-        full_feature_names=True,
-    ).to_arrow()
+    features = [f"{view.name}:{name}" for view in views for name in _joined(view)]
+    chunks = [_ask(store, features, frame[start : start + JOIN_ROWS]) for start in range(0, len(frame), JOIN_ROWS)]
+    table = pa.concat_tables(chunks, promote_options="permissive")
     positions = combined(table.column(POSITION)).to_numpy(zero_copy_only=False).astype(np.int64)
     if len(np.unique(positions)) != len(positions):
         raise RetrievalError(
@@ -128,6 +129,14 @@ def _join(
     index = pa.array(order, mask=order < 0)
     names = [feature_column(view.name, name) for view in views for name in _joined(view)]
     return {name: combined(table.column(name)).take(index) for name in names}
+
+
+def _ask(store: feast.FeatureStore, features: list[str], frame: pd.DataFrame) -> Any:
+    with warnings.catch_warnings():
+        # Feast turns these on at import; this one is between ibis and DuckDB, and nobody here can act on it.
+        warnings.filterwarnings("ignore", message=".*fetch_arrow_table", category=DeprecationWarning)
+        job = store.get_historical_features(entity_df=frame.copy(), features=features, full_feature_names=True)
+        return job.to_arrow()
 
 
 def _joined(view: View) -> list[str]:

@@ -118,10 +118,12 @@ def score_popularity(counts: Ints, sequences: Sequences, groups: Ints, *, filter
     """Return the scores of the same list for all: items by ``counts``, ties in order of index."""
     users, read = _asked(sequences, groups)
     lists = []
+    place = np.empty(len(counts), np.float32)
+    place[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
     step = block_rows(len(counts))
     for start in range(0, len(groups), step):
         block = slice(start, start + step)
-        scores = torch.from_numpy(counts.astype(np.float32)).repeat(len(users[block]), 1)
+        scores = torch.from_numpy(-place).repeat(len(users[block]), 1)
         if filter_seen:
             hide_seen(scores, sequences, users[block], read[block])
         values, items = best_first(scores, min(K, len(counts)))

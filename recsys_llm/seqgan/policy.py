@@ -25,8 +25,8 @@ def advantages(rewards: Tensor, valid: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> advantages(torch.tensor([[0.2], [0.6], [0.7]]), torch.tensor([[True], [True], [False]])).flatten().tolist()
-    [-0.4000000059604645, 0.4000000059604645, 0.0]
+    >>> advantages(torch.tensor([[0.25], [0.75], [0.9]]), torch.tensor([[True], [True], [False]])).flatten().tolist()
+    [-0.5, 0.5, 0.0]
     """
     kept = torch.where(valid, rewards, 0.0)
     others = valid.sum(0) - valid.to(rewards.dtype)

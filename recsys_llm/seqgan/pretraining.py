@@ -19,6 +19,8 @@ from recsys_llm.seqgan.settings import SeqGANConfig, TrainingProgress
 
 Progress = Callable[[TrainingProgress], None]
 Weights = dict[str, Tensor]
+FINAL_RATE = 0.1
+"""The learning rate falls linearly, epoch by epoch, to this share of itself."""
 GRADIENT_NORM = 1.0
 """Gradients are scaled down to this norm."""
 
@@ -63,6 +65,8 @@ def pretrain(
     losses: list[float] = []
     scores: list[float] = []
     for epoch in range(1, config.mle_epochs + 1):
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * (1.0 - (1.0 - FINAL_RATE) * (epoch - 1) / config.mle_epochs)
         try:
             loss = _epoch(generator, optimiser, sequences, windows, config, epoch, (per_epoch, total), rng, progress)
         except TrainingError as error:
@@ -188,7 +192,7 @@ def update(module: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, wh
         The loss or a gradient is not finite; the weights are as before the step.
     """
     if not bool(torch.isfinite(loss)):
-        raise TrainingError(f"{where}: expected a finite loss, found {float(loss)}; lower the learning rate")
+        raise TrainingError(f"{where}: expected a finite loss, found {float(loss.detach())}; lower the learning rate")
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     norm = nn.utils.clip_grad_norm_(module.parameters(), GRADIENT_NORM)

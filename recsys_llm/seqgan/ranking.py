@@ -79,7 +79,13 @@ def best_first(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     by_item = items.argsort(dim=1)
     values, items = values.gather(1, by_item), items.gather(1, by_item)
     by_value = values.argsort(dim=1, descending=True, stable=True)
-    return values.gather(1, by_value), items.gather(1, by_value)
+    values, items = values.gather(1, by_value), items.gather(1, by_value)
+    last = values[:, -1:]
+    tied = torch.nonzero(((scores >= last).sum(1) > k) & last.squeeze(1).isfinite()).squeeze(1)
+    if len(tied):  # topk says nothing about which of several equal scores it keeps
+        ordered = scores[tied].sort(dim=1, descending=True, stable=True)
+        values[tied], items[tied] = ordered.values[:, :k], ordered.indices[:, :k]
+    return values, items
 
 
 def hide_seen(scores: Tensor, sequences: Sequences, users: Ints, read: Ints) -> None:

@@ -36,6 +36,8 @@ def queries_after(generator: Generator, vectors: Tensor, sequences: Sequences, u
         Row i depends on the groups that it has read only.
     """
     out = vectors.new_empty(len(users), vectors.shape[1])
+    if not len(users):
+        return out
     order = np.lexsort((read, users))
     distinct, first = np.unique(users[order], return_index=True)
     last = np.append(first[1:], len(order)) - 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -26,6 +27,9 @@ from recsys_llm.timestamps import BEGINNING, as_utc
 
 MEMORY_LIMIT = "512MB"
 """Most memory that one read may use for sorting; the rest goes to the spill directory."""
+
+MAX_THREADS = 4
+"""Each thread needs a share of the memory; more of them don't sort faster."""
 
 FETCH_ROWS = 2048
 """Rows fetched from DuckDB at a time, its vector size."""
@@ -86,15 +90,23 @@ class ParquetSource:
     def rows(self, columns: Sequence[str], predicate: Predicate, *, limit: int = 2) -> list[str]:
         """Return where the first rows that meet ``predicate`` are, as ``file row number``."""
         found: list[str] = []
+        for file, offset, batch in self._unordered(list(columns)):
+            for index in pc.indices_nonzero(predicate(batch)).to_pylist():
+                found.append(f"{file.name} row {offset + index}")
+                if len(found) == limit:
+                    return found
+        return found
+
+    def _unordered(self, columns: list[str]) -> Iterator[tuple[Path, int, Any]]:
+        """Yield (file, number of the first row, batch) in the files' own order, without checking texts."""
         for file in self._files:
             offset = 0
-            for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=list(columns)):
-                for index in pc.indices_nonzero(predicate(batch)).to_pylist():
-                    found.append(f"{file.name} row {offset + index}")
-                    if len(found) == limit:
-                        return found
-                offset += batch.num_rows
-        return found
+            try:
+                for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=columns):
+                    yield file, offset, batch
+                    offset += batch.num_rows
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(f"{self.name}: {file.name} can't be read: {error}") from error
 
     @cached_property
     def _files(self) -> list[Path]:
@@ -160,7 +172,8 @@ class ParquetSource:
                 reader = connection.execute(sql, [files, *bounds]).to_arrow_reader(min(batch_rows, FETCH_ROWS))
                 yield from rechunk(iter(reader), batch_rows)
             except (duckdb.Error, pa.ArrowException, OSError) as error:
-                self._explain_bad_text(columns)
+                if "UTF8" in str(error):
+                    self._explain_bad_text(columns)
                 raise DataError(f"{self.name}: reading failed: {str(error).splitlines()[0]}") from error
 
     def _explain_bad_text(self, columns: list[str]) -> None:
@@ -198,6 +211,7 @@ def _connect(spill: str) -> Iterator[Any]:
     settings = {
         "memory_limit": MEMORY_LIMIT,
         "temp_directory": spill,
+        "threads": min(os.cpu_count() or 1, MAX_THREADS),
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
     }

@@ -70,12 +70,12 @@ class SqlSource:
         try:
             self._url = sa.make_url(url)
             self._dialect = self._url.get_dialect().name
+        except NoSuchModuleError as error:  # an ArgumentError too, so it comes first
+            raise ConfigError(f"{name}: {error}; install the SQLAlchemy dialect of this database") from None
         except ArgumentError:
             raise ConfigError(
                 f"{name}: 'sql' is no SQLAlchemy URL; expected a form like postgresql+psycopg://user:password@host/database"
             ) from None
-        except NoSuchModuleError as error:
-            raise ConfigError(f"{name}: {error}; install the SQLAlchemy dialect of this database") from None
         self._query = query
         self.timestamp = timestamp
         self.name = f"{name} ({self._url.set(query={}).render_as_string(hide_password=True)})"

@@ -25,6 +25,7 @@ def load_backbone(files: ModelFiles, *, device: torch.device) -> nn.Module:
     """
     from transformers import AutoModel  # takes seconds, and planning a run without new texts needs none of it
 
+    # transformers takes SDPA by itself, and eager attention for an architecture without it (MPNet).
     with quiet_transformers():
         try:
             model, found = AutoModel.from_pretrained(
@@ -32,12 +33,9 @@ def load_backbone(files: ModelFiles, *, device: torch.device) -> nn.Module:
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
-                attn_implementation="sdpa",
                 output_loading_info=True,
             )
-        except (
-            Exception
-        ) as error:  # transformers raises whatever its layers meet: OSError, KeyError, SafetensorError...
+        except Exception as error:  # its layers raise many kinds: OSError, KeyError, SafetensorError, ImportError...
             raise ModelError(
                 f"model {files.name!r}: transformers can't load {files.directory}: {type(error).__name__}: {error}; "
                 "download it again, or choose a BERT-family encoder"

@@ -1,7 +1,7 @@
 """A small Feast repository written from plain rows: offline parts in the form that producers write, and online rows.
 
-Views are those of the packaged repository, with 4-d vectors, and two more: ``item_notes`` (no row ids, so that lists pass
-through Feast's join) and ``user_mood`` (a ttl of ten hours).
+Views are those of the packaged repository, with 4-d vectors, and two more: ``item_notes`` (no row ids, so that lists
+pass through Feast's join) and ``user_mood`` (a ttl of ten hours).
 """
 
 from __future__ import annotations

@@ -79,15 +79,18 @@ def test_the_packaged_repository_is_understood(tmp_path):
     source = Path(recsys_llm.__file__).parents[1] / "feature_repo"
     folder = tmp_path / "feature_repo"
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("data", "__pycache__"))
-    registering = (
-        "import sys; sys.path.insert(0, '.'); import pyarrow as pa, pyarrow.parquet as pq\n"
-        "import feature_views, feature_services, entities\n"
-        "from feast import FeatureView\nfrom recsys_llm.retrieval import open_store\n"
-        "store = open_store('.')\n"
-        "views = [view for view in vars(feature_views).values() if isinstance(view, FeatureView)]\n"
-        "(store.repo_path / 'data').mkdir(exist_ok=True)\n"
-        "store.apply([entities.user, entities.item, *views, feature_services.ranker_v1], skip_feature_view_validation=True)"
-    )
+    registering = """
+import sys
+sys.path.insert(0, ".")
+import entities, feature_services, feature_views
+from feast import FeatureView
+from recsys_llm.retrieval import open_store
+store = open_store(".")
+views = [view for view in vars(feature_views).values() if isinstance(view, FeatureView)]
+(store.repo_path / "data").mkdir()
+objects = [entities.user, entities.item, *views, feature_services.ranker_v1]
+store.apply(objects, skip_feature_view_validation=True)
+"""
     subprocess.run([sys.executable, "-c", registering], cwd=folder, check=True)
     service = FeatureClient(folder).resolve(schema.RANKER)
     kinds = {feature.column: feature.kind for view in service.views for feature in view.features}
@@ -100,31 +103,31 @@ def test_the_packaged_repository_is_understood(tmp_path):
     assert all(view.gathered for view in service.views if view.name != schema.ITEM_STATS)
 
 
-def make_view(name, fields, *, entities, tmp_path, ttl=timedelta(0)):
+def make_view(name, fields, entity, tmp_path):
     source = FileSource(
         name=f"{name}_parts",
         path=str(tmp_path / name),
         file_format=ParquetFormat(),
         timestamp_field="event_timestamp",
     )
-    return FeatureView(name=name, entities=entities, ttl=ttl, schema=fields, source=source)
+    return FeatureView(name=name, entities=[entity], ttl=timedelta(0), schema=fields, source=source)
 
 
 def test_services_that_cannot_be_read(repository, client, tmp_path):
     shop = Entity(name="shop", join_keys=["shop_id"], value_type=ValueType.STRING)
     number = Entity(name="item", join_keys=["item_id"], value_type=ValueType.INT64)
     item = repository.store.get_entity("item")
+    key, number_x = Field(name="item_id", dtype=String), Field(name="x", dtype=Float32)
     views = [
-        make_view("a", [Field(name="shop_id", dtype=String), Field(name="x", dtype=Float32)], entities=[shop], tmp_path=tmp_path),
-        make_view("b", [Field(name="item_id", dtype=Int64), Field(name="x", dtype=Float32)], entities=[number], tmp_path=tmp_path),
-        make_view("c", [Field(name="item_id", dtype=String), Field(name="x", dtype=UnixTimestamp)], entities=[item], tmp_path=tmp_path),
-        make_view("d", [Field(name="item_id", dtype=String), Field(name="embedding", dtype=Array(Float32))], entities=[item], tmp_path=tmp_path),
-    ]  # fmt: skip
+        make_view("a", [Field(name="shop_id", dtype=String), number_x], shop, tmp_path),
+        make_view("b", [Field(name="item_id", dtype=Int64), number_x], number, tmp_path),
+        make_view("c", [key, Field(name="x", dtype=UnixTimestamp)], item, tmp_path),
+        make_view("d", [key, Field(name="embedding", dtype=Array(Float32))], item, tmp_path),
+    ]
     stats, text = (repository.store.get_feature_view(name) for name in (schema.ITEM_STATS, schema.ITEM_TEXT_EMBEDDING))
-    for definition in [shop, *views]:
-        repository.store.registry.apply_feature_view(definition, "shop") if isinstance(
-            definition, FeatureView
-        ) else repository.store.registry.apply_entity(definition, "shop")
+    repository.store.registry.apply_entity(shop, "shop")
+    for view in views:
+        repository.store.registry.apply_feature_view(view, "shop")
     expected = {
         "two_entities": ([views[0]], r"view a: expected join keys \[user_id\] or \[item_id\], found \['shop_id'\]"),
         "numbers": ([views[1]], "view b: expected join key item_id of type String, found Int64; cast ids"),
@@ -189,6 +192,23 @@ def test_the_parts_say_how_long_vectors_are(repository, client):
     repository.write_online(schema.ITEM_TEXT_EMBEDDING, [row("long", 2, DIMENSION + 1)])
     with pytest.raises(recsys_llm.errors.StoreError, match="expected a vector of length 4, found one of length 5"):
         client.lookup("u", ["long"], service=EVERYTHING)
+
+
+def test_without_parts_the_registry_is_read_once_and_lengths_are_learnt(repository, client, monkeypatch):
+    repository.write_online(schema.ITEM_TEXT_EMBEDDING, [row("i", 1)])
+    client.lookup("u", ["i"], service=EVERYTHING)
+
+    def refuse(*_):
+        raise AssertionError("the registry was read again")
+
+    monkeypatch.setattr("recsys_llm.retrieval.client.resolve", refuse)
+    batch = client.lookup("u", ["unknown"], service=EVERYTHING)
+    assert batch.vector("item_text_embedding_v1__embedding").shape == (1, DIMENSION)
+    repository.write(
+        schema.USER_TEXT_EMBEDDING, [{"user_id": "u", "at": hours(0), "embedding": [1.0] * 7, "row_id": 1}]
+    )
+    training = client.training_set(asked(), service=EVERYTHING)
+    assert training.vector("user_text_embedding_v1__embedding").shape == (1, 7)
 
 
 def test_training_and_serving_give_the_same_bits(repository):

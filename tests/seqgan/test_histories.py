@@ -73,7 +73,9 @@ def test_groups_are_those_of_brute_force(rows: list[tuple[str, int, str]]) -> No
 def test_before_keeps_exactly_the_earlier_groups(rows: list[tuple[str, int, str]], cut: int) -> None:
     histories = Histories.from_interactions(sorted_interactions(as_table(rows)))
     vocabulary = Vocabulary.build(histories.item_ids)
-    kept = Sequences.encode(histories, vocabulary).before(int((ORIGIN + timedelta(seconds=cut)).timestamp()) * 1_000_000)
+    kept = Sequences.encode(histories, vocabulary).before(
+        int((ORIGIN + timedelta(seconds=cut)).timestamp()) * 1_000_000
+    )
     expected = oracle([row for row in rows if row[1] < cut])
     names = [vocabulary.item_ids[index] for index in kept.items]
     assert names == [item for groups in expected.values() for _, items in groups for item in items]

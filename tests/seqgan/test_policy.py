@@ -34,7 +34,9 @@ def exact_gradient(policy: Generator) -> Tensor:
 
 
 def flat_gradient(policy: Generator) -> Tensor:
-    return torch.cat([parameter.grad.flatten().clone() for parameter in policy.parameters() if parameter.grad is not None])
+    return torch.cat(
+        [parameter.grad.flatten().clone() for parameter in policy.parameters() if parameter.grad is not None]
+    )
 
 
 @pytest.mark.parametrize("rollouts", [1, 4])
@@ -85,7 +87,9 @@ def test_the_baseline_is_the_mean_of_the_others() -> None:
 
 
 @pytest.mark.parametrize("block", [3, 1 << 20])
-def test_the_fused_loss_and_its_gradient_are_those_of_plain_autograd(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fused_loss_and_its_gradient_are_those_of_plain_autograd(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(losses, "BLOCK_FLOATS", block * 7)
     rng = torch.Generator().manual_seed(0)
     plain = [torch.randn(*shape, generator=rng, dtype=torch.float64) for shape in ((10, 4), (7, 4), (7,))]

@@ -83,6 +83,7 @@ def test_architectures_equal_plain_transformers(make_model, reference, kind, poo
     directory = make_model(kind)
     limit = 64 if kind in ("bert", "distilbert") else 62
     encoder = TextEncoder.load(directory, device="cpu", max_tokens=limit, pooling=pooling)
+    assert encoder._model.config._attn_implementation == ("eager" if kind == "mpnet" else "sdpa")
     expected = reference(directory, TEXTS, pooling=pooling, max_tokens=limit)
     np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=2e-6)
     with pytest.raises(ConfigError, match=f"at most {limit} tokens, found {limit + 1}"):

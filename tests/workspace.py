@@ -1,0 +1,49 @@
+"""Real feature repositories for tests: made by ``init``, applied by the real ``feast`` command."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys_llm import schema
+from recsys_llm.commands.feast_cli import run_feast
+from recsys_llm.commands.repository import init_repository
+from recsys_llm.retrieval import open_store
+
+START = datetime(1960, 1, 1, tzinfo=UTC)
+CHEAP_VIEWS = (schema.ITEM_STATS, schema.USER_STATS)
+VIEWS = (schema.ITEM_TEXT_EMBEDDING, schema.USER_TEXT_EMBEDDING, schema.USER_NEXT_ITEMS, *CHEAP_VIEWS)
+
+
+def make_repository(target: Path, data: Path) -> Path:
+    """Make and apply a feature repository over a data folder."""
+    repository = init_repository(target, data=data)
+    run_feast(repository, "apply")
+    return repository
+
+
+def materialize(repository: Path, *views: str, end: datetime, start: datetime = START) -> None:
+    """Materialise views in this process; what ``feast materialize`` does, without seconds of imports."""
+    open_store(repository).materialize(start, end, feature_views=list(views))
+
+
+def offline(repository: Path, view: str) -> pd.DataFrame:
+    """Return all stored rows of a view, sorted, without the time at which they were written."""
+    files = sorted((repository / "data" / "features" / view).glob("*.parquet"))
+    table = pa.concat_tables([pq.read_table(file).replace_schema_metadata(None) for file in files])
+    frame = table.drop_columns([schema.CREATED_TIMESTAMP]).to_pandas()
+    return frame.sort_values(by=[frame.columns[0], schema.EVENT_TIMESTAMP]).reset_index(drop=True)
+
+
+def online(repository: Path, view: str, keys: list[str]) -> dict[str, Any]:
+    """Return what stock Feast reads online."""
+    store = open_store(repository)
+    definition = store.get_feature_view(view)
+    key = definition.join_keys[0]
+    refs = [f"{view}:{field.name}" for field in definition.features]
+    return dict(store.get_online_features(refs, [{key: value} for value in keys]).to_dict())
