@@ -35,12 +35,12 @@ class SeqGANConfig:
     batch_steps: int = 1024
     """Target number of steps per gradient step. 1 to 100,000."""
     learning_rate: float = 0.003
-    """Of Adam, in maximum-likelihood pre-training. 1e-6 to 1."""
-    weight_decay: float = 0.01
+    """Of Adam, in the first epoch of pre-training; it falls linearly to a tenth over ``mle_epochs``. 1e-6 to 1."""
+    weight_decay: float = 2.0
     """Decoupled, on the free item embedding only, per unit of learning rate. 0 to 10."""
-    mle_epochs: int = 12
+    mle_epochs: int = 14
     """Most passes over the training data before the adversarial phase. 1 to 1000."""
-    patience: int = 3
+    patience: int = 4
     """Epochs without a better validation NDCG@10 after which pre-training stops. 1 to 1000."""
     validation_share: float = 0.1
     """Share of events, the last ones in time, that is held out to choose by. 0.01 to 0.5."""

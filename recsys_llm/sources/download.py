@@ -20,7 +20,8 @@ TIMEOUT_S = 30.0
 """Seconds without a byte after which a connection counts as cut."""
 FIRST_WAIT_S = 1.0
 """Seconds before the second attempt; doubles with each further one."""
-CHUNK_BYTES = 2**20
+CHUNK_BYTES = 2**14
+"""What a cut connection loses at most."""
 _MD5 = re.compile(r"\b[0-9a-f]{32}\b")
 
 
@@ -67,6 +68,7 @@ def fetch_file(url: str, target: Path, *, sha256: str | None = None, md5: str | 
     for algorithm, expected in (("sha256", sha256), ("md5", md5)):
         if expected is not None and (found := _checksum(part, algorithm)) != expected.lower():
             part.unlink()
+            _validator_file(part).unlink(missing_ok=True)
             raise DownloadError(
                 f"{url}: expected {algorithm} {expected.lower()}, found {found}; the file was altered on its way or "
                 "replaced by its owner; try again, and report it if it stays"

@@ -1,12 +1,11 @@
 """A table in parquet: one file, a directory of files, or a glob.
 
-DuckDB reads, filters and sorts out of core: it never holds more than :data:`MEMORY_LIMIT`, spills to a private
+DuckDB reads, filters and sorts out of core: it holds no more than one of :data:`MEMORY_LIMITS`, spills to a private
 directory, and hands the rows over as a stream.
 """
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import os
 import tempfile
@@ -25,11 +24,12 @@ from recsys_llm.errors import DataError, RowError, SchemaError
 from recsys_llm.sources.base import BATCH_ROWS, Predicate, rechunk, require_columns, require_timestamp
 from recsys_llm.timestamps import BEGINNING, as_utc
 
-MEMORY_LIMIT = "512MB"
-"""Most memory that one read may use for sorting; the rest goes to the spill directory."""
+MEMORY_LIMITS = (("512MB", 4), ("512MB", 1), ("2GB", 1))
+"""Most memory that one read may use for sorting (the rest goes to the spill directory), and most threads.
 
-MAX_THREADS = 4
-"""Each thread needs a share of the memory; more of them don't sort faster."""
+The first entry sorts tens of millions of events. Several threads need more for gigabytes of long texts, so a sort that
+runs out of memory before its first row starts again with the next entry.
+"""
 
 FETCH_ROWS = 2048
 """Rows fetched from DuckDB at a time, its vector size."""
@@ -83,7 +83,7 @@ class ParquetSource:
         self._require_whole_microseconds()
         where, parameters = self._where(start, end, start is None if null_timestamps is None else null_timestamps)
         order = ", ".join(self._sort_key(column) for column in order_by)
-        select = ", ".join(_quoted(column) for column in wanted)
+        select = ", ".join(f"{self._value(column)} AS {_quoted(column)}" for column in wanted)
         sql = f"SELECT {select} FROM read_parquet(?, hive_partitioning = false) WHERE {where}"
         return self._read(f"{sql} ORDER BY {order}" if order else sql, parameters, wanted, batch_rows)
 
@@ -151,7 +151,7 @@ class ParquetSource:
         return schema
 
     def _where(self, start: datetime | None, end: datetime | None, nulls: bool) -> tuple[str, list[datetime]]:
-        column = _quoted(self.timestamp)
+        column = self._value(self.timestamp)
         bounds = [(">", start), ("<=", end)]
         conditions = [f"{column} {operator} ?" for operator, bound in bounds if bound is not None]
         parameters = [as_utc(bound) for _, bound in bounds if bound is not None]
@@ -162,15 +162,27 @@ class ParquetSource:
 
     def _sort_key(self, column: str) -> str:
         if column == self.timestamp:
-            return f"coalesce({_quoted(column)}, TIMESTAMPTZ '{BEGINNING.isoformat()}')"
-        return f"CAST({_quoted(column)} AS VARCHAR)"
+            return f"coalesce({self._value(column)}, TIMESTAMPTZ '{BEGINNING.isoformat()}')"
+        return f"CAST({self._value(column)} AS VARCHAR)"
+
+    def _value(self, column: str) -> str:
+        """Return the expression of ``column``; DuckDB would read one of nothing but null as integers."""
+        if pa.types.is_null(self._schema.field(column).type):
+            return f"CAST(NULL AS {'TIMESTAMPTZ' if column == self.timestamp else 'VARCHAR'})"
+        return _quoted(column)
 
     def _read(self, sql: str, bounds: list[datetime], columns: list[str], batch_rows: int) -> Iterator[Any]:
-        files = [glob.escape(str(file)) for file in self._files]
-        with tempfile.TemporaryDirectory(prefix="recsys_llm_spill_") as spill, _connect(spill) as connection:
+        parameters = [[glob.escape(str(file)) for file in self._files], *bounds]
+        for limit, threads in MEMORY_LIMITS:
+            begun = False
             try:
-                reader = connection.execute(sql, [files, *bounds]).to_arrow_reader(min(batch_rows, FETCH_ROWS))
-                yield from rechunk(iter(reader), batch_rows)
+                for batch in rechunk(_stream(sql, parameters, limit, threads), batch_rows):
+                    begun = True
+                    yield batch
+                return
+            except duckdb.OutOfMemoryException as error:
+                if begun or (limit, threads) == MEMORY_LIMITS[-1]:
+                    raise DataError(f"{self.name}: sorting needs more than {limit}; write smaller rows") from error
             except (duckdb.Error, pa.ArrowException, OSError) as error:
                 if "UTF8" in str(error):
                     self._explain_bad_text(columns)
@@ -205,22 +217,19 @@ class ParquetSource:
         return bool(pa.types.is_null(found) or found.unit != "ns")
 
 
-@contextlib.contextmanager
-def _connect(spill: str) -> Iterator[Any]:
-    """Open a DuckDB of its own: bounded memory, private spill directory, no extension from the network."""
-    settings = {
-        "memory_limit": MEMORY_LIMIT,
-        "temp_directory": spill,
-        "threads": min(os.cpu_count() or 1, MAX_THREADS),
-        "autoinstall_known_extensions": "false",
-        "autoload_known_extensions": "false",
-    }
-    connection = duckdb.connect(":memory:", config=settings)
-    try:
-        connection.execute("SET TimeZone = 'UTC'")
-        yield connection
-    finally:
-        connection.close()
+def _stream(sql: str, parameters: list[Any], memory_limit: str, threads: int) -> Iterator[Any]:
+    """Run ``sql`` in a DuckDB of its own: bounded memory, private spill directory, no extension from the network."""
+    with tempfile.TemporaryDirectory(prefix="recsys_llm_spill_") as spill:
+        settings = {
+            "memory_limit": memory_limit,
+            "threads": min(os.cpu_count() or 1, threads),
+            "temp_directory": spill,
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+        }
+        with duckdb.connect(":memory:", config=settings) as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            yield from connection.execute(sql, parameters).to_arrow_reader(FETCH_ROWS)
 
 
 def _quoted(identifier: str) -> str:

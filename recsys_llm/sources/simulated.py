@@ -31,8 +31,8 @@ STAY = 0.2
 """Share of steps that stay in the theme; the rest is drawn from the user's taste."""
 BASKET = 0.3
 """Share of steps that happen at the very time of the step before."""
-ONE_EVENT = 0.03
-"""Share of users with a single event."""
+ONE_EVENT = 30
+"""Every so many users, one has a single event."""
 MEDIAN_EVENTS = 40
 
 THEMES: dict[str, tuple[str, ...]] = {
@@ -151,7 +151,7 @@ def _interactions_table(rng: np.random.Generator, catalogue: Catalogue, users: i
     rows = [
         (f"u{user + 1:05d}", item, time, rating)
         for user in range(users)
-        for item, time, rating in _history(rng, catalogue, successor, members, days)
+        for item, time, rating in _history(rng, catalogue, successor, members, days, one_event=user % ONE_EVENT == 0)
     ]
     rows.sort(key=lambda row: (row[2], row[0], row[1]))
     user_ids, items, times, ratings = (list(column) for column in zip(*rows, strict=True))
@@ -181,11 +181,13 @@ def _history(
     successor: npt.NDArray[np.int64],
     members: list[npt.NDArray[np.int64]],
     days: int,
+    *,
+    one_event: bool,
 ) -> Iterator[tuple[int, int, float | None]]:
     """Yield (item, time in microseconds, rating) of one user, in time order."""
     early, late = rng.dirichlet(np.full(len(members), 0.1), 2)
     liked_tone = rng.integers(0, len(TONES))
-    count = 1 if rng.random() < ONE_EVENT else int(np.clip(rng.lognormal(np.log(MEDIAN_EVENTS), 0.7), 2, 400))
+    count = 1 if one_event else int(np.clip(rng.lognormal(np.log(MEDIAN_EVENTS), 0.7), 2, 400))
     times = _times(rng, count, days)
     seen: set[int] = set()
     theme: int | None = None

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from recsys_llm.config import Config, InteractionsConfig, ItemsConfig, UserWordsConfig
 from recsys_llm.schema import CATEGORY, EVENT_TIMESTAMP, ITEM_ID, PRICE, USER_ID
-from recsys_llm.sources.base import BATCH_ROWS, Source
+from recsys_llm.sources.base import BATCH_ROWS, Source, rechunk
 from recsys_llm.sources.checks import (
     id_column,
     known_times,
@@ -151,7 +151,7 @@ def interactions(
     checked = non_empty(_event_rows(batch, table, source) for batch in raw)
     ordered = require_order(checked, keys, source, raw=raw_keys, unique=False)
     single = collapse_duplicates(ordered, (USER_ID, ITEM_ID, EVENT_TIMESTAMP), largest=(RATING, PRICE))
-    return (_with_liked(batch, table.liked_from) for batch in single)
+    return (_with_liked(batch, table.liked_from) for batch in rechunk(single, batch_rows))
 
 
 def user_words(

@@ -17,6 +17,7 @@ from psycopg import sql
 
 from recsys_llm.config import Config, InteractionsConfig, ItemsConfig, SourcesConfig, UserWordsConfig
 from recsys_llm.sources import ParquetSource, Source, SqlSource
+from tests.sources.http_site import Site, running_site
 
 Columns = Mapping[str, Sequence[Any]]
 Make = Callable[..., Source]
@@ -92,6 +93,15 @@ def _fill_sqlite(file: Path, columns: Columns) -> None:
 
 def _iso(value: Any) -> Any:
     return value.isoformat(" ") if isinstance(value, datetime) else value
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A local HTTP server; attempts follow each other without waiting, and a cut loses at most 100 bytes."""
+    monkeypatch.setattr("recsys_llm.sources.download.FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr("recsys_llm.sources.download.CHUNK_BYTES", 100)
+    with running_site() as served:
+        yield served
 
 
 @pytest.fixture

@@ -144,22 +144,43 @@ def test_encoded_and_large_strings_are_strings(tmp_path: Path) -> None:
     assert batch.column("d").to_pylist() == batch.column("l").to_pylist() == ["x", "y"]
 
 
-def test_sorting_spills_to_a_private_folder_that_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """File of 80 MB of distinct texts in no order."""
     rows = 400_000
-    ids = pa.array([f"{(number * 7919) % rows:0200d}" for number in range(rows)])  # 80 MB of distinct texts
-    pq.write_table(pa.table({"id": ids, "t": pa.array([T] * rows, STAMP)}), tmp_path / "a.parquet", compression="zstd")
-    monkeypatch.setattr("recsys_llm.sources.parquet.MEMORY_LIMIT", "100MB")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spill"))
-    (tmp_path / "spill").mkdir()
-    source = ParquetSource(tmp_path / "a.parquet", timestamp="t", name="events")
+    ids = pa.array([f"{(number * 7919) % rows:0200d}" for number in range(rows)])
+    return write_table(pa.table({"id": ids, "t": pa.array([T] * rows, STAMP)}), tmp_path_factory.mktemp("wide"))
+
+
+def write_table(table: Any, folder: Path) -> Path:
+    pq.write_table(table, folder / "a.parquet", compression="zstd")
+    return folder / "a.parquet"
+
+
+@pytest.mark.parametrize(
+    "limits", [(("200MB", 1),), (("20MB", 2), ("200MB", 1))], ids=["at once", "after running out of memory"]
+)
+def test_sorting_spills_to_a_private_folder_that_is_removed(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: tuple[tuple[str, int], ...]
+) -> None:
+    monkeypatch.setattr("recsys_llm.sources.parquet.MEMORY_LIMITS", limits)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     spilled, last, seen = 0, "", 0
-    for batch in source.batches(["id"], order_by=["id"]):
-        spilled = max(spilled, sum(file.stat().st_size for file in (tmp_path / "spill").rglob("*") if file.is_file()))
+    for batch in ParquetSource(wide, timestamp="t", name="events").batches(["id"], order_by=["id"]):
+        spilled = max(spilled, sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()))
         first, seen = batch.column("id")[0].as_py(), seen + batch.num_rows
         assert first > last
         last = batch.column("id")[-1].as_py()
-    assert seen == rows and spilled > 2**20
-    assert list((tmp_path / "spill").iterdir()) == []
+    assert seen == 400_000 and spilled > 2**20
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sort_that_never_fits_is_a_data_error(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys_llm.sources.parquet.MEMORY_LIMITS", (("20MB", 2), ("20MB", 1)))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(DataError, match="sorting needs more than 20MB"):
+        list(ParquetSource(wide, timestamp="t", name="events").batches(["id"], order_by=["id"]))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_spill_folder_goes_when_reading_stops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,6 @@ from transformers import (
     RobertaConfig,
     RobertaModel,
 )
-from transformers.utils import logging as transformers_logging
 
 from recsys_llm.text.loading import quiet_transformers
 
@@ -80,12 +79,6 @@ def reference() -> Reference:
         return np.stack(vectors)
 
     return encode
-
-
-@pytest.fixture
-def transformers_settings() -> Callable[[], tuple[int, bool]]:
-    """Return a function that reads transformers' global log level and progress bar switch."""
-    return lambda: (transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled())
 
 
 def _model(kind: str, vocabulary: int, positions: int) -> torch.nn.Module:
