@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 from rich.markup import escape
 
 from recsys_llm import schema
-from recsys_llm.bench.report import report, write_report
-from recsys_llm.commands.data import DataChoice, choose_data
+from recsys_llm.bench.report import write_report
+from recsys_llm.commands.data import choose_data
 from recsys_llm.commands.feast_cli import run_feast
+from recsys_llm.commands.quickstart_report import BASELINE, WITH_FEATURES, quickstart_report, show_results, show_way_on
 from recsys_llm.commands.repository import init_repository
 from recsys_llm.commands.steps import Steps
 from recsys_llm.commands.train import train_sequence_model
-from recsys_llm.config import Config, load_config
+from recsys_llm.commands.world import World
+from recsys_llm.config import load_config
 from recsys_llm.errors import ConfigError, DataError
 from recsys_llm.producers import open_ledger
 from recsys_llm.ranking.cooccurrence import CooccurrenceModel
-from recsys_llm.ranking.evaluation import HR, MRR, NDCG, Evaluation, evaluate_full_catalogue
+from recsys_llm.ranking.evaluation import Evaluation, evaluate_full_catalogue
 from recsys_llm.ranking.examples import sample_examples
 from recsys_llm.ranking.ranker import Ranker
 from recsys_llm.ranking.training import RankerConfig
@@ -42,7 +42,6 @@ TRAIN_SHARE, RANKER_SHARE = 0.6, 0.8
 MAX_POSITIVES = 15_000
 TEST_EVENTS = 1_000
 CANDIDATES = 500
-BASELINE, WITH_FEATURES = "baseline", "with_features"
 VIEWS = (
     schema.ITEM_TEXT_EMBEDDING,
     schema.USER_TEXT_EMBEDDING,
@@ -50,21 +49,6 @@ VIEWS = (
     schema.ITEM_STATS,
     schema.USER_STATS,
 )
-
-
-@dataclass(frozen=True)
-class World:
-    """The tables of a run, and the moments at which they are split."""
-
-    choice: DataChoice
-    repository: Path
-    config: Config
-    items: pa.Table
-    interactions: pa.Table
-    train_until: datetime
-    """T1: the SeqGAN and all counts know events strictly before it."""
-    rank_until: datetime
-    """T2: rankers are trained on events in (T1, T2], everything is tested on events after it."""
 
 
 def run_quickstart(
@@ -95,10 +79,10 @@ def run_quickstart(
     _show_lookup(steps, world, client, rankers[WITH_FEATURES], seed)
     for name, ranker in rankers.items():
         ranker.save(workdir / "models" / f"ranker_{name}")
-    content = _report(steps, world, checkpoint, evaluation, next_items, seed)
+    content = quickstart_report(steps, world, checkpoint, evaluation, next_items, seed)
     write_report(json_file or workdir / "quickstart.json", content)
-    _show_results(console, content)
-    _show_way_on(console, world, json_file or workdir / "quickstart.json")
+    show_results(console, content)
+    show_way_on(console, world, json_file or workdir / "quickstart.json")
     return content
 
 
@@ -263,81 +247,3 @@ def _titles(items: pa.Table) -> list[str]:
     if "title" in items.column_names:
         return [title or "" for title in items.column("title").to_pylist()]
     return [str(item) for item in items.column(schema.ITEM_ID).to_pylist()]
-
-
-def _report(
-    steps: Steps,
-    world: World,
-    checkpoint: Checkpoint,
-    evaluation: Evaluation,
-    next_items: dict[str, Any],
-    seed: int,
-) -> dict[str, Any]:
-    means = evaluation.means()
-    lift = {}
-    for metric in (NDCG, HR, MRR):
-        interval = evaluation.difference(BASELINE, WITH_FEATURES, metric, seed=seed)
-        lift[metric] = {
-            "baseline": means[BASELINE][metric],
-            "with_features": means[WITH_FEATURES][metric],
-            "difference": interval.difference,
-            "ci95": list(interval.ci95),
-        }
-    settings = {
-        "seed": seed,
-        "train_until": world.train_until.isoformat(),
-        "rank_until": world.rank_until.isoformat(),
-        "test_events": len(evaluation.events),
-        "test_users": int(pd.Series(evaluation.events[schema.USER_ID]).nunique()),
-    }
-    results = [{"name": f"{metric}_difference", "value": lift[metric]["difference"], "ci95": lift[metric]["ci95"], "seeds": [seed]}
-               for metric in (NDCG, HR, MRR)]  # fmt: skip
-    return report("quickstart", settings=settings, results=results, targets=[]) | {
-        "data": {
-            "name": world.choice.name,
-            "simulated": world.choice.simulated,
-            "warning": world.choice.warning,
-            "items": world.items.num_rows,
-            "interactions": world.interactions.num_rows,
-        },
-        "steps": [step.as_dict() for step in steps.done],
-        "lift": lift,
-        "next_items": next_items,
-        "losses": checkpoint.manifest["losses"],
-    }
-
-
-def _show_results(console: Console, content: dict[str, Any]) -> None:
-    console.print()
-    for metric, values in content["lift"].items():
-        low, high = values["ci95"]
-        console.print(
-            f"[bold]{metric:<10}[/] baseline {values['baseline']:.4f}   with learned features {values['with_features']:.4f}   "
-            f"difference {values['difference']:+.4f} (95% {low:+.4f} to {high:+.4f})",
-            highlight=False,
-            soft_wrap=True,
-        )
-    for name in ("popularity", "mle", "adversarial"):
-        scores = content["next_items"].get(name)
-        if scores is not None:
-            console.print(
-                f"[bold]next items[/] {name:<12} NDCG@10 {scores['ndcg_at_10']:.4f}   HR@10 {scores['hr_at_10']:.4f}",
-                highlight=False,
-            )
-
-
-def _show_way_on(console: Console, world: World, json_file: Path) -> None:
-    repository = world.repository
-    console.print(f"\nFigures: {json_file}\nGo on with:", highlight=False)
-    console.print(
-        f"""  feast -c {repository} materialize-incremental {now():%Y-%m-%dT%H:%M:%S}
-  feast -c {repository} feature-views list
-  python -c "
-from recsys_llm import FeatureClient
-client = FeatureClient('{repository}')
-print(client.lookup('{world.interactions.column(schema.USER_ID)[-1].as_py()}', {world.items.column(schema.ITEM_ID)[:3].to_pylist()}, service='{schema.RANKER}').to_pandas().T)
-\"""",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )

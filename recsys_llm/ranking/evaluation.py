@@ -24,6 +24,7 @@ from recsys_llm.ranking.events import (
     to_datetimes,
 )
 from recsys_llm.ranking.metrics import hit_rate, ndcg, rank_of, reciprocal_rank
+from recsys_llm.ranking.model import one_thread
 from recsys_llm.retrieval.blocks import EntityBlock, FeatureBatch
 from recsys_llm.schema import EVENT_TIMESTAMP, ITEM, ITEM_ID, USER, USER_ID
 from recsys_llm.timestamps import to_micros
@@ -186,7 +187,8 @@ def evaluate_full_catalogue(
                 fingerprints=fingerprints,
             )
             for name, ranker in rankers.items():
-                scores = _checked(name, ranker.score(batch), len(batch))
+                with one_thread():
+                    scores = _checked(name, ranker.score(batch), len(batch))
                 parts = np.split(scores, np.cumsum(lengths)[:-1])
                 for place, part, (_, own) in zip(some, parts, candidates, strict=True):
                     position = positions[place]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +76,20 @@ class DCN(nn.Module):
         both = [crossed, self.deep(first)] if self.config.deep else [crossed]
         scores: Tensor = self.head(torch.cat(both, dim=1)).squeeze(1)
         return scores
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch work on one thread inside: on layers this small, several ones wait for each other.
+
+    It sets the whole process's number, so it is for training and evaluation, not for a server's requests.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _cross(width: int, rank: int | None) -> nn.Module:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from recsys_llm.errors import ConfigError, TrainingError
 from recsys_llm.ranking.events import Floats, Ints
-from recsys_llm.ranking.model import DCN, DCNConfig, column_statistics
+from recsys_llm.ranking.model import DCN, DCNConfig, column_statistics, one_thread
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def fit_network(
     table, moment = _group_table(columns, targets)
     train, held_out = _split(moment, config.validation)
     generator = torch.Generator().manual_seed(config.seed)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(config.seed)
         seen = table[train]
         network = DCN(*column_statistics(columns[seen[seen >= 0]]), config.network)

@@ -13,6 +13,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
@@ -174,3 +176,23 @@ class Repository:
                 created_timestamp_column=schema.CREATED_TIMESTAMP,
             ),
         )
+
+
+def examples(*rows, index=None, **columns):
+    """Make a frame from rows of (user, item, time)."""
+    users, items, times = zip(*rows, strict=True) if rows else ((), (), ())
+    return pd.DataFrame(
+        {
+            "user_id": pd.Series(users, dtype=object),
+            "item_id": pd.Series(items, dtype=object),
+            "event_timestamp": pd.Series(pd.to_datetime(list(times), utc=True)).dt.as_unit("us"),
+            **columns,
+        }
+    ).set_axis(pd.RangeIndex(len(rows)) if index is None else index, axis=0)
+
+
+def cell(value):
+    """Return a cell of a frame as plain Python: None where missing."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return None if value is None or (isinstance(value, float | np.floating) and np.isnan(value)) else value

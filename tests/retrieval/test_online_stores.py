@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import sqlite3
 import threading
 import uuid
 
@@ -15,23 +13,16 @@ from recsys_llm import schema
 from recsys_llm.errors import RowError, SchemaError, ServiceError, StoreError
 from recsys_llm.retrieval import FeatureClient, Status
 from tests.retrieval.feast_repository import (
-    DIMENSION,
     EVERYTHING,
     MOOD,
-    MOOD_TTL,
-    NOTES,
     PLAIN,
     Repository,
     hours,
     online_config,
 )
+from tests.retrieval.online_rows import ITEMS, NOW, fill_online
 
-ITEMS, NOW = 30, hours(100)
 EMBEDDING_COLUMN = schema.feature_column(schema.ITEM_TEXT_EMBEDDING, schema.EMBEDDING)
-
-
-def vector(rng):
-    return rng.standard_normal(DIMENSION).astype(np.float32).tolist()
 
 
 @pytest.fixture(scope="module", params=["sqlite", "redis", "generic"])
@@ -41,64 +32,8 @@ def repository(request, tmp_path_factory):
     repository = Repository(
         folder, online=online_config(request.param, folder, url), project=f"p{uuid.uuid4().hex[:8]}"
     )
-    fill(repository)
+    fill_online(repository)
     return repository
-
-
-def fill(repository):
-    rng = np.random.default_rng(0)
-    items = [f"i{number}" for number in range(ITEMS)] + ["", "ключ", "\U0001f600", "a\x00b"]
-    write = repository.write_online
-    write(
-        schema.ITEM_TEXT_EMBEDDING,
-        [
-            {"item_id": item, "at": hours(place), "embedding": vector(rng), "row_id": -place}
-            for place, item in enumerate(items)
-        ],
-    )
-    write(
-        schema.ITEM_STATS,
-        [
-            {
-                "item_id": item,
-                "at": hours(place % 5),
-                "n_events": [0, -1, 2**40, 7, None][place % 5],
-                "mean_rating": [0.1, None, math.nan, math.inf, -0.0][place % 5],
-                "category": ["Comedy,Drama", "", None, "жанр"][place % 4],
-            }
-            for place, item in enumerate(items[:20])
-        ],
-    )
-    write(
-        NOTES,
-        [
-            {"item_id": "i0", "at": hours(0), "words": ["a", "ß", ""], "counts": [1, -(2**40)]},
-            {"item_id": "i1", "at": hours(0), "words": ["b"], "counts": [0]},
-        ],
-    )
-    write(
-        schema.USER_NEXT_ITEMS,
-        [
-            {
-                "user_id": "u1",
-                "at": hours(1),
-                "item_ids": ["i3", "i1", "elsewhere"],
-                "log_probs": [-0.1, -0.2, -0.3],
-                "entropy": 1.5,
-                "centroid": vector(rng),
-                "row_id": 1,
-            }
-        ],
-    )
-    write(schema.USER_TEXT_EMBEDDING, [{"user_id": "u1", "at": hours(1), "embedding": vector(rng), "row_id": 2}])
-    at_edge = NOW - MOOD_TTL
-    write(
-        MOOD,
-        [
-            {"user_id": "u1", "at": at_edge, "level": 0.3},
-            {"user_id": "stale", "at": at_edge.replace(hour=at_edge.hour - 1), "level": 0.4},
-        ],
-    )
 
 
 @pytest.fixture
@@ -251,113 +186,3 @@ def test_null_vectors_and_lists(repository, client):
     assert batch.status(schema.USER_NEXT_ITEMS)[0] == Status.PRESENT
     assert np.isnan(batch.vector("user_next_items_v1__centroid")).all()
     assert np.isnan(batch.pairwise[:, [1, 4]]).all()
-
-
-class TestSqlite:
-    """What only Feast's sqlite layout can hold."""
-
-    @pytest.fixture
-    def repository(self, tmp_path):
-        repository = Repository(tmp_path, online=online_config("sqlite", tmp_path))
-        fill(repository)
-        return repository
-
-    def execute(self, repository, statement, *values):
-        connection = sqlite3.connect(repository.folder / "data" / "online.db")
-        with connection:
-            connection.execute(statement, values)
-        connection.close()
-
-    @pytest.mark.parametrize("stored", [b"\x00\x01", b"garbage", b"\x8a"])
-    def test_altered_bytes_are_named(self, repository, client, stored):
-        table = '"shop_item_text_embedding_v1"'
-        self.execute(repository, f"UPDATE {table} SET value = ? WHERE feature_name = 'embedding'", stored)
-        with pytest.raises(StoreError, match="feature embedding, item_id='i0': expected a vector.*materialise"):
-            client.lookup("u1", ["i0"], service=EVERYTHING)
-
-    def test_truncated_bytes_are_named(self, repository, client):
-        table = '"shop_item_text_embedding_v1"'
-        self.execute(repository, f"UPDATE {table} SET value = substr(value, 1, length(value) - 1)")
-        with pytest.raises(StoreError, match="feature embedding, item_id='i0': .*no Feast value"):
-            client.lookup("u1", ["i0"], service=EVERYTHING)
-
-    def test_a_value_of_another_type_is_named(self, repository, client):
-        table = '"shop_item_stats"'
-        self.execute(
-            repository,
-            f"UPDATE {table} SET value = (SELECT value FROM {table} WHERE feature_name = 'category' "
-            "AND length(value) > 0 LIMIT 1) WHERE feature_name = 'n_events'",
-        )
-        with pytest.raises(StoreError, match="feature n_events, item_id='i0': expected a scalar, found .* string_val"):
-            client.lookup("u1", ["i0"], service=EVERYTHING)
-
-    def test_a_time_that_feast_could_not_read_either(self, repository, client):
-        self.execute(repository, 'UPDATE "shop_item_stats" SET event_ts = ?', "yesterday")
-        with pytest.raises(StoreError, match="view item_stats, item_id='i0': expected a timestamp.*'yesterday'"):
-            client.lookup("u1", ["i0"], service=EVERYTHING)
-
-    def test_no_table_and_no_file(self, repository, client):
-        self.execute(repository, 'DROP TABLE "shop_item_stats"')
-        with pytest.raises(StoreError, match="no such table.*feast apply"):
-            client.lookup("u1", ["i0"], service=EVERYTHING)
-        client.close()
-        (repository.folder / "data" / "online.db").unlink()
-        with pytest.raises(StoreError, match="unable to open.*feast materialize"):
-            client.lookup("u1", ["i0"], service=EVERYTHING)
-        assert not (repository.folder / "data" / "online.db").exists()
-
-
-class TestRedis:
-    """What only Redis can do."""
-
-    @pytest.fixture
-    def repository(self, tmp_path, redis_url):
-        config = online_config("redis", tmp_path, redis_url)
-        repository = Repository(tmp_path, online=config, project=f"p{uuid.uuid4().hex[:8]}")
-        fill(repository)
-        return repository
-
-    def test_keys_are_feasts(self, repository):
-        from feast.infra.online_stores.helpers import _redis_key
-        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-        from feast.protos.feast.types.Value_pb2 import Value
-
-        from recsys_llm.retrieval.online_redis import RedisReader
-        from recsys_llm.retrieval.service import resolve
-
-        reader = RedisReader(repository.store)
-        for view in resolve(repository.store, EVERYTHING).views:
-            for key in ("", "42", "ключ", "a\x00b"):
-                expected = _redis_key(
-                    repository.store.project,
-                    EntityKey(join_keys=[view.join_key], entity_values=[Value(string_val=key)]),
-                )
-                assert reader._key(view, key) == expected
-
-    def test_the_epoch_is_missing_and_times_before_it_are_not(self, repository, client):
-        epoch, before = hours(0).replace(year=1970), hours(0).replace(year=1902)
-        repository.write_online(schema.ITEM_STATS, [{"item_id": "epoch", "at": epoch, "n_events": 1}])
-        repository.write_online(schema.ITEM_STATS, [{"item_id": "old", "at": before, "n_events": 2}])
-        batch = client.lookup("u1", ["epoch", "old"], service=PLAIN)
-        assert batch.status(schema.ITEM_STATS).tolist() == [Status.MISSING, Status.PRESENT]
-        assert batch.scalar("item_stats__n_events")[1] == 2
-
-    def test_a_key_of_another_type_is_refused(self, repository, client, redis_url):
-        import redis
-
-        from recsys_llm.retrieval.online_redis import RedisReader
-        from recsys_llm.retrieval.service import resolve
-
-        view = resolve(repository.store, PLAIN).of(schema.ITEM)[0]
-        with redis.Redis.from_url(redis_url) as connection:
-            connection.set(RedisReader(repository.store)._key(view, "text"), "no hash")
-        with pytest.raises(StoreError, match="Redis: ResponseError: .*WRONGTYPE"):
-            client.lookup("u1", ["text"], service=PLAIN)
-
-    def test_a_redis_that_is_down(self, tmp_path):
-        config = {"type": "redis", "connection_string": "127.0.0.1:1,db=0,password=geheim"}
-        repository = Repository(tmp_path, online=config)
-        with FeatureClient(store=repository.store) as client, pytest.raises(StoreError) as caught:
-            client.lookup("u1", ["i0"], service=PLAIN)
-        assert "ConnectionError" in str(caught.value)
-        assert "geheim" not in str(caught.value)
