@@ -191,11 +191,13 @@ def _train_rankers(steps: Steps, world: World, client: FeatureClient, seed: int)
 
 
 def _evaluate(steps: Steps, world: World, client: FeatureClient, rankers: dict[str, Ranker], seed: int) -> Evaluation:
+    # Counts are cheap to keep fresh, so a served ranker would have them up to T2: a stale baseline flatters the rest.
+    counts = CooccurrenceModel.fit(_before(world.interactions, world.rank_until), world.rank_until)
     with steps.step_with_bar("evaluate") as (step, bar):
         task = bar.add_task("test events", total=TEST_EVENTS)
         evaluation = evaluate_full_catalogue(
             client,
-            rankers,
+            {name: ranker.refreshed(counts) for name, ranker in rankers.items()},
             world.interactions,
             world.items,
             service=schema.RANKER,

@@ -29,10 +29,12 @@ events_strategy = st.lists(event, max_size=20, unique_by=lambda row: row[:3])
 
 
 def rows_of(producer, start=LONG_AGO, end=FOREVER):
-    batches = [producer.compute(due.rows, due.events) for due in producer.inputs(start, end) if due.rows.num_rows]
-    keys = [due.rows.select([producer.join_key, "event_timestamp"]) for due in producer.inputs(start, end)]
-    features = [row for batch in batches for row in batch.to_pylist()]
-    return [key | row for key, row in zip((k for b in keys for k in b.to_pylist()), features, strict=True)]
+    rows = []
+    for due in producer.inputs(start, end):
+        keys = due.rows.select([producer.join_key, "event_timestamp"]).to_pylist()
+        features = producer.compute(due.rows, due.events).to_pylist()
+        rows.extend(key | row for key, row in zip(keys, features, strict=True))
+    return rows
 
 
 def test_item_statistics_of_a_small_history(tmp_path):
@@ -77,7 +79,7 @@ def test_user_statistics_of_a_small_history(tmp_path):
     assert second["category_shares"] == pytest.approx([1.0, 1 / 3])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events_strategy)
 def test_item_statistics_match_brute_force(tmp_path, events):
     write_items(tmp_path, ITEMS)
@@ -100,7 +102,7 @@ def test_item_statistics_match_brute_force(tmp_path, events):
             assert newest["n_events_30d"] == len([e for e in past if e[2] >= now - timedelta(days=30)])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events_strategy)
 def test_user_statistics_match_brute_force(tmp_path, events):
     write_items(tmp_path, ITEMS)
@@ -121,7 +123,7 @@ def test_user_statistics_match_brute_force(tmp_path, events):
         }
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events_strategy, st.integers(1, 24 * 45))
 @pytest.mark.parametrize("kind", [ItemStatistics, UserStatistics])
 def test_later_events_change_no_earlier_row(tmp_path, kind, events, cut):

@@ -37,6 +37,13 @@ def test_a_directory_is_read_to_its_depth_without_hidden_files(tmp_path: Path) -
     assert read_ids(tmp_path) == ["a", "b"]
 
 
+def test_names_of_folders_are_no_columns(tmp_path: Path) -> None:
+    write(tmp_path / "id=folder" / "region=eu" / "a.parquet", ["a"])
+    source = ParquetSource(tmp_path, timestamp="t", name="events")
+    assert source.schema().names == ["id", "t"]
+    assert read_ids(tmp_path) == ["a"]
+
+
 def test_a_glob_is_expanded(tmp_path: Path) -> None:
     for name in ("x1", "x2", "y1"):
         write(tmp_path / f"{name}.parquet", [name])
