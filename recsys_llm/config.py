@@ -56,6 +56,11 @@ class TableConfig(_Section):
     timestamp: str = EVENT_TIMESTAMP
     """Column of type timestamp, UTC."""
 
+    @property
+    def origin(self) -> str:
+        """Name for messages: the path, or that it is a query."""
+        return self.parquet if self.parquet is not None else "sql query"
+
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.parquet is None) == (self.sql is None):

@@ -73,7 +73,7 @@ class ItemTextEmbedding(_TextEmbedding):
     def inputs(self, start: datetime, end: datetime) -> Iterator[Due]:
         """Yield items whose text is stamped in (start, end]."""
         for batch in tables.items(self.config, start=start, end=end):
-            texts = item_documents(batch, self.settings.template, source=str(self.config.sources.items.parquet))
+            texts = item_documents(batch, self.settings.template, source=self.config.sources.items.origin)
             yield Due(self._batch(batch.column(ITEM_ID), batch.column(EVENT_TIMESTAMP), pa.array(texts, pa.string())))
 
 
@@ -90,7 +90,7 @@ class UserTextEmbedding(_TextEmbedding):
         template = self.settings.user.template
         titles = Catalogue.read(
             self.config,
-            lambda batch: item_documents(batch, template, source=str(self.config.sources.items.parquet)),
+            lambda batch: item_documents(batch, template, source=self.config.sources.items.origin),
             end=end,
         )
         words = _Words(self.config, end)

@@ -133,6 +133,16 @@ def test_client_and_stock_feast_read_the_same_history(finished):
                 assert same or (pd.isna(expected) and pd.isna(found)), name
 
 
+def test_the_readme_lines_run_on_what_the_demo_leaves(finished, pytestconfig):
+    readme = (pytestconfig.rootpath / "README.md").read_text(encoding="utf-8")
+    block = readme.split("```python\n")[1].split("```")[0]
+    code = block.replace("recsys_llm_demo/feature_repo", str(finished[2]))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "(3, 384)" in done.stdout
+    assert "pairwise__text_cosine" in done.stdout
+
+
 def test_k_changed_texts_are_k_encodes(finished, tmp_path):
     _, _, repository, data = finished
     table = pq.read_table(data / "items.parquet")
