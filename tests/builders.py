@@ -68,7 +68,7 @@ def config_for(folder: Path, extra: str = "", *, words: bool = False) -> Config:
     tags = "\n  user_words: {parquet: tags.parquet, text: tag}" if words else ""
     (folder / "recsys_llm.yaml").write_text(
         "sources:\n"
-        "  items: {parquet: items.parquet}\n"
+        "  items: {parquet: items.parquet, category: category}\n"
         f"  interactions: {{parquet: interactions.parquet, rating: rating, liked_from: 4.0, price: price}}{tags}\n"
         + extra
     )

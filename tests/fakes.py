@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 
 from recsys_llm.producers.base import Due
-from recsys_llm.producers.hashing import content_hashes, row_ids
+from recsys_llm.producers.hashing import content_hashes
 from recsys_llm.schema import CONTENT_HASH, EMBEDDING, EVENT_TIMESTAMP, ITEM_ID, ROW_ID
 from recsys_llm.timestamps import TIMESTAMP
 
@@ -50,8 +50,7 @@ class FakeProducer:
             [self.value if text == self.broken_text else float(len(text)), float(sum(c in "aeiou" for c in text))]
             for text in texts
         ]
-        arrays = [pa.array(vectors, self.features.field(EMBEDDING).type), row_ids(rows.column(CONTENT_HASH))]
-        return pa.RecordBatch.from_arrays(arrays, schema=self.features)
+        return pa.RecordBatch.from_arrays([pa.array(vectors, self.features.field(EMBEDDING).type)], names=[EMBEDDING])
 
     def cost(self, rows: pa.RecordBatch) -> int:
         return sum(len(text) for text in rows.column("text").to_pylist())

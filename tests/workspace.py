@@ -33,10 +33,11 @@ def materialize(repository: Path, *views: str, end: datetime, start: datetime = 
 
 
 def offline(repository: Path, view: str) -> pd.DataFrame:
-    """Return all stored rows of a view, sorted, without the time at which they were written."""
+    """Return all stored rows of a view, sorted, without what depends on the time at which they were written."""
     files = sorted((repository / "data" / "features" / view).glob("*.parquet"))
     table = pa.concat_tables([pq.read_table(file).replace_schema_metadata(None) for file in files])
-    frame = table.drop_columns([schema.CREATED_TIMESTAMP]).to_pandas()
+    written = {schema.CREATED_TIMESTAMP, schema.ROW_ID} & set(table.column_names)
+    frame = table.drop_columns(sorted(written)).to_pandas()
     return frame.sort_values(by=[frame.columns[0], schema.EVENT_TIMESTAMP]).reset_index(drop=True)
 
 
@@ -45,5 +46,5 @@ def online(repository: Path, view: str, keys: list[str]) -> dict[str, Any]:
     store = open_store(repository)
     definition = store.get_feature_view(view)
     key = definition.join_keys[0]
-    refs = [f"{view}:{field.name}" for field in definition.features]
+    refs = [f"{view}:{field.name}" for field in definition.features if field.name != schema.ROW_ID]
     return dict(store.get_online_features(refs, [{key: value} for value in keys]).to_dict())

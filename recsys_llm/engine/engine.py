@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from recsys_llm.config import load_config
-from recsys_llm.engine.publish import OnlinePublisher
+from recsys_llm.engine.publish import OnlinePublisher, store_identity
 from recsys_llm.errors import ConfigError
 from recsys_llm.producers import Parts, ProducerTag, Summary, open_ledger, open_producer, plan, produce
-from recsys_llm.timestamps import now
+from recsys_llm.timestamps import FUTURE_TOLERANCE, now
 
 
 class FeatureComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]  # Feast ships no types
@@ -67,13 +67,20 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
         ledger = open_ledger(config)
         start, end = _interval(task)
         try:
-            with _progress(lambda: plan(view.name, producer, ledger, start, end).computed, view.name) as advance:
+            if not ledger.parts(view.name):
+                click.echo(f"{view.name}: first run; rows stamped at or before {start} are left out")
+
+            def count() -> int:
+                return plan(view.name, producer, ledger, start, end, with_cost=False).computed
+
+            with _progress(count, view.name) as advance:
                 return produce(
                     view.name,
                     producer,
                     ledger,
                     Parts(parts_directory(view), view.name, producer.manifest),
                     OnlinePublisher(self.repo_config, self.online_store, registry, view),
+                    store=store_identity(self.repo_config.online_store, self.repo_config.project),
                     start=start,
                     end=end,
                     advance=advance,
@@ -106,7 +113,13 @@ def parts_directory(view: FeatureView) -> Path:
 def _interval(task: MaterializationTask) -> tuple[datetime, datetime]:
     if task.disable_event_timestamp:
         return datetime(1, 1, 2, tzinfo=UTC), now()
-    return task.start_time.astimezone(UTC), task.end_time.astimezone(UTC)
+    start, end = task.start_time.astimezone(UTC), task.end_time.astimezone(UTC)
+    if end > now() + FUTURE_TOLERANCE:
+        raise ConfigError(
+            f"the end {end} lies in the future: Feast would take all until then for done, and leave out what comes in; "
+            "materialise up to now"
+        )
+    return start, end
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+from typing import Any
+
 import pyarrow as pa
 from feast import FeatureView, RepoConfig
 from feast.infra.online_stores.online_store import OnlineStore
@@ -10,10 +13,16 @@ from feast.infra.registry.base_registry import BaseRegistry
 # Private to Feast, so only used here; the parity test of the engine reads back what it wrote.
 from feast.utils import _convert_arrow_to_proto
 
+from recsys_llm.producers.hashing import HASH_BYTES
 from recsys_llm.schema import CONTENT_HASH
 
 _ROWS_PER_WRITE = 2048
 """Bounds the protobuf objects in memory: 2,048 rows of 384 floats are about 60 MB."""
+
+
+def store_identity(config: Any, project: str) -> str:
+    """Return a hash that names an online store: its settings (no secret can be read from it) and the project."""
+    return blake2b(f"{project}\n{config.model_dump_json()}".encode(), digest_size=HASH_BYTES).hexdigest()
 
 
 class OnlinePublisher:

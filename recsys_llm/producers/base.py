@@ -44,7 +44,7 @@ class Producer(Protocol):
 
     @property
     def features(self) -> pa.Schema:
-        """Feature columns of :meth:`compute`, without key and timestamps."""
+        """Feature columns, without key and timestamps. ``row_id``, where it is one, is filled in by the pipeline."""
 
     @property
     def chunk_rows(self) -> int:
@@ -58,7 +58,9 @@ class Producer(Protocol):
         """Yield the rows stamped in (start, end], ordered by key and time."""
 
     def compute(self, rows: pa.RecordBatch, events: pa.RecordBatch | None) -> pa.RecordBatch:
-        """Return the features of each of ``rows`` (some of those of one :class:`Due`), in the same order."""
+        """Return the features (but ``row_id``) of each of ``rows``, some of those of one :class:`Due`, in their
+        order.
+        """
 
     def cost(self, rows: pa.RecordBatch) -> int:
         """Return how many units of work ``rows`` are, in :attr:`unit`."""

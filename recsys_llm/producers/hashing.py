@@ -52,14 +52,16 @@ def content_hashes(fingerprint: str, columns: Iterable[pa.Array]) -> pa.Array:
     return pa.array(digests, HASH_TYPE)
 
 
-def row_ids(hashes: pa.Array) -> pa.Array:
-    """Return the int64 row ids (>= 0) of content hashes: their first 63 bits.
+def row_ids(hashes: pa.Array, created_micros: int) -> pa.Array:
+    """Return int64 ids (>= 0) that name stored rows for ever: 63 bits of content hash and time of writing.
 
-    A content hash covers model, key, time and input, so it names one stored row. Two of n rows share an id with
-    probability n^2 / 2^64: 5e-8 for a million rows. Readers refuse a view in which it happened.
+    A value that is computed again (because it was another one in between) is another row, with another id. Two of n
+    rows share an id with probability n^2 / 2^64: 5e-8 for a million rows. Readers refuse a view in which it happened.
     """
-    raw: npt.NDArray[np.uint64] = np.frombuffer(b"".join(hashes.to_pylist()), dtype="<u8")[::2]
-    return pa.array((raw >> np.uint64(1)).astype(np.int64))
+    written = created_micros.to_bytes(8, "little", signed=True)
+    raw = b"".join(blake2b(content + written, digest_size=8).digest() for content in hashes.to_pylist())
+    ids: npt.NDArray[np.uint64] = np.frombuffer(raw, dtype="<u8")
+    return pa.array((ids >> np.uint64(1)).astype(np.int64))
 
 
 def _as_text(column: pa.Array) -> pa.Array:

@@ -1,8 +1,8 @@
 """The ledger: which values have been computed, so that none is computed twice.
 
-One row for each value, keyed by (view, entity key, time, content hash); one row for each committed part file; one row
-for each view with the fingerprint it is bound to. Any SQLAlchemy URL will do. The parts are the truth and the ledger
-is an index of them: a lost ledger is rebuilt from the parts (:mod:`recsys_llm.producers.pipeline`).
+For each view: the current content hash of each (entity key, time), the committed part files, the fingerprint that the
+view is bound to, and the online stores that hold its rows. Any SQLAlchemy URL will do. The parts are the truth and
+the ledger is an index of them: a lost ledger is rebuilt from the parts (:mod:`recsys_llm.producers.pipeline`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from filelock import FileLock, Timeout
 
 from recsys_llm.errors import FingerprintError, LedgerError
 from recsys_llm.schema import CONTENT_HASH, EVENT_TIMESTAMP
-from recsys_llm.timestamps import to_micros
 
 _METADATA = sa.MetaData()
 _VALUES = sa.Table(
@@ -28,7 +27,7 @@ _VALUES = sa.Table(
     sa.Column("view", sa.String(63), primary_key=True),
     sa.Column("entity_key", sa.Text, primary_key=True),
     sa.Column("event_micros", sa.BigInteger, primary_key=True),
-    sa.Column("content_hash", sa.LargeBinary(16), primary_key=True),
+    sa.Column("content_hash", sa.LargeBinary(16), nullable=False),
     sqlite_with_rowid=False,
 )
 _PARTS = sa.Table(
@@ -43,6 +42,12 @@ _VIEWS = sa.Table(
     _METADATA,
     sa.Column("view", sa.String(63), primary_key=True),
     sa.Column("fingerprint", sa.String(64), nullable=False),
+)
+_STORES = sa.Table(
+    "recsys_llm_stores",
+    _METADATA,
+    sa.Column("view", sa.String(63), primary_key=True),
+    sa.Column("store", sa.String(64), primary_key=True),
 )
 
 _KEYS_PER_QUERY = 500
@@ -94,37 +99,37 @@ class Ledger:
                 f"view {view} is being materialised by another run (lock {file}); wait until it has ended"
             ) from None
 
-    def bind(self, view: str, fingerprint: str) -> None:
-        """Tie ``view`` to the model with this fingerprint; the first call decides.
+    def check(self, view: str, fingerprint: str) -> None:
+        """Refuse a model other than the one whose values ``view`` holds; an empty view takes any.
 
         Raises
         ------
         FingerprintError
             The view holds values of another model.
         """
-        with self._engine.begin() as connection:
+        with self._engine.connect() as connection:
             bound = connection.scalar(sa.select(_VIEWS.c.fingerprint).where(_VIEWS.c.view == view))
-            if bound is None:
-                connection.execute(_VIEWS.insert().values(view=view, fingerprint=fingerprint))
-            elif bound != fingerprint:
-                raise FingerprintError(
-                    f"view {view} holds values of fingerprint {bound}, the model or settings at hand have "
-                    f"{fingerprint}; they must not be mixed: add a view of a new version (such as _v2) with the new "
-                    "model, or restore the old model and settings"
-                )
+        if bound is not None and bound != fingerprint:
+            raise FingerprintError(
+                f"view {view} holds values of fingerprint {bound}, the model or settings at hand have {fingerprint}; "
+                "they must not be mixed: add a view of a new version (such as _v2) with the new model, or restore the "
+                "old model and settings"
+            )
 
     def unknown(self, view: str, join_key: str, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Return the rows of ``batch`` whose value is not recorded yet, in their order."""
-        keys = pc.unique(batch.column(join_key)).to_pylist()
-        known: list[bytes] = []
+        """Return the rows of ``batch`` whose content is not the current one of their key and time, in their order."""
+        current: dict[tuple[str, int], bytes] = {}
+        columns = (_VALUES.c.entity_key, _VALUES.c.event_micros, _VALUES.c.content_hash)
         with self._engine.connect() as connection:
-            for some in _slices(keys):
-                query = sa.select(_VALUES.c.content_hash).where(_VALUES.c.view == view, _VALUES.c.entity_key.in_(some))
-                known.extend(connection.scalars(query))
-        if not known:
+            for some in _slices(pc.unique(batch.column(join_key)).to_pylist()):
+                query = sa.select(*columns).where(_VALUES.c.view == view, _VALUES.c.entity_key.in_(some))
+                current.update(((key, micros), content) for key, micros, content in connection.execute(query))
+        if not current:
             return batch
-        hashes = batch.column(CONTENT_HASH)
-        return batch.filter(pc.invert(pc.is_in(hashes, value_set=pa.array(known, hashes.type))))
+        pairs = zip(batch.column(join_key).to_pylist(), _micros(batch), strict=True)
+        contents = batch.column(CONTENT_HASH).to_pylist()
+        is_new = [current.get(pair) != content for pair, content in zip(pairs, contents, strict=True)]
+        return batch.filter(pa.array(is_new, pa.bool_()))
 
     def newest(self, view: str, keys: Sequence[str]) -> dict[str, int]:
         """Return the newest recorded time of each key, in microseconds since the epoch; unknown keys are left out."""
@@ -140,23 +145,48 @@ class Ledger:
                 found.update((key, micros) for key, micros in connection.execute(query))
         return found
 
-    def record(self, view: str, join_key: str, part: str, table: pa.Table) -> None:
-        """Commit a part and its values, all or nothing; recording the same again changes nothing."""
-        known = self.unknown(view, join_key, table.combine_chunks().to_batches()[0]) if table.num_rows else table
+    def record(self, view: str, fingerprint: str, join_key: str, part: str, table: pa.Table) -> None:
+        """Commit a part and its values, all or nothing, and bind the view; recording the same again changes nothing."""
+        rows = {
+            (key, micros): content
+            for key, micros, content in zip(
+                table.column(join_key).to_pylist(), _micros(table), table.column(CONTENT_HASH).to_pylist(), strict=True
+            )
+        }
+        of_row = (_VALUES.c.entity_key == sa.bindparam("key")) & (_VALUES.c.event_micros == sa.bindparam("micros"))
         with self._engine.begin() as connection:
-            rows = [
-                {"view": view, "entity_key": key, "event_micros": to_micros(time), "content_hash": content}
-                for key, time, content in zip(
-                    known.column(join_key).to_pylist(),
-                    known.column(EVENT_TIMESTAMP).to_pylist(),
-                    known.column(CONTENT_HASH).to_pylist(),
-                    strict=True,
-                )
-            ]
             if rows:
-                connection.execute(_VALUES.insert(), rows)
-            if connection.scalar(sa.select(_PARTS.c.rows).where(_PARTS.c.view == view, _PARTS.c.part == part)) is None:
-                connection.execute(_PARTS.insert().values(view=view, part=part, rows=table.num_rows))
+                replaced = [{"key": key, "micros": micros} for key, micros in rows]
+                connection.execute(_VALUES.delete().where(_VALUES.c.view == view, of_row), replaced)
+                connection.execute(
+                    _VALUES.insert(),
+                    [
+                        {"view": view, "entity_key": key, "event_micros": micros, "content_hash": content}
+                        for (key, micros), content in rows.items()
+                    ],
+                )
+            connection.execute(_PARTS.delete().where(_PARTS.c.view == view, _PARTS.c.part == part))
+            connection.execute(_PARTS.insert().values(view=view, part=part, rows=table.num_rows))
+            connection.execute(_VIEWS.delete().where(_VIEWS.c.view == view))
+            connection.execute(_VIEWS.insert().values(view=view, fingerprint=fingerprint))
+
+    def is_published(self, view: str, store: str) -> bool:
+        """Return whether the online store of this identity holds the rows of ``view``."""
+        query = sa.select(_STORES.c.store).where(_STORES.c.view == view, _STORES.c.store == store)
+        with self._engine.connect() as connection:
+            return connection.scalar(query) is not None
+
+    def mark_published(self, view: str, store: str) -> None:
+        """Note that the online store of this identity holds the rows of ``view``."""
+        if not self.is_published(view, store):
+            with self._engine.begin() as connection:
+                connection.execute(_STORES.insert().values(view=view, store=store))
+
+    def forget(self, view: str) -> None:
+        """Drop all that is known of ``view``: the next run rebuilds it from the parts, and publishes them again."""
+        with self._engine.begin() as connection:
+            for table in (_VALUES, _PARTS, _VIEWS, _STORES):
+                connection.execute(table.delete().where(table.c.view == view))
 
     def parts(self, view: str) -> set[str]:
         """Return the names of the committed parts of ``view``."""
@@ -168,6 +198,10 @@ class Ledger:
         query = sa.select(sa.func.count()).select_from(_VALUES).where(_VALUES.c.view == view)
         with self._engine.connect() as connection:
             return int(connection.scalar(query) or 0)
+
+
+def _micros(rows: pa.RecordBatch | pa.Table) -> list[int]:
+    return list(rows.column(EVENT_TIMESTAMP).cast(pa.int64()).to_pylist())
 
 
 def _slices(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -13,7 +13,7 @@ from recsys_llm.config import Config, SequenceModelConfig
 from recsys_llm.errors import LeakageError
 from recsys_llm.producers.arrays import list_array
 from recsys_llm.producers.base import Due
-from recsys_llm.producers.hashing import HASH_BYTES, content_hashes, fingerprint_of, row_ids
+from recsys_llm.producers.hashing import HASH_BYTES, content_hashes, fingerprint_of
 from recsys_llm.producers.user_rows import UserRows, user_rows, whole_users
 from recsys_llm.schema import (
     CENTROID,
@@ -108,9 +108,8 @@ class NextItems:
             predicted.log_prob_lists(),
             pa.array(predicted.entropy),
             centroids,
-            row_ids(rows.column(CONTENT_HASH)),
         ]
-        return pa.RecordBatch.from_arrays(columns, schema=self.features)
+        return pa.RecordBatch.from_arrays(columns, names=[ITEM_IDS, LOG_PROBS, ENTROPY, CENTROID])
 
     def cost(self, rows: pa.RecordBatch) -> int:
         """Return the number of rows."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_llm.errors import FingerprintError, LedgerError
-from recsys_llm.schema import CONTENT_HASH, TAG
+from recsys_llm.schema import CONTENT_HASH, CREATED_TIMESTAMP, TAG
 
 METADATA_KEY = TAG.encode()
 
@@ -43,6 +43,18 @@ class Parts:
         """Return the file names of all parts that hold rows, sorted."""
         return sorted(file.name for file in self.directory.glob("part-*.parquet"))
 
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """Return part names by the time at which they were computed, after a check that they are of this model.
+
+        Raises
+        ------
+        FingerprintError
+            A part was computed by another model than this view's.
+        LedgerError
+            A file is no part of ours.
+        """
+        return sorted(names, key=lambda name: (self.read(name, [CREATED_TIMESTAMP]).column(0)[0].as_py(), name))
+
     def write(self, table: pa.Table) -> str:
         """Write rows as one part, and return its file name."""
         digest = blake2b(b"".join(table.column(CONTENT_HASH).to_pylist()), digest_size=12).hexdigest()
@@ -55,8 +67,8 @@ class Parts:
         if not any(self.directory.glob("*.parquet")):
             self._write(schema.empty_table(), "empty.parquet")
 
-    def read(self, name: str) -> pa.Table:
-        """Read a part whole.
+    def read(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """Read a part, or some columns of it.
 
         Raises
         ------
@@ -67,7 +79,7 @@ class Parts:
         """
         file = self.directory / name
         try:
-            table = pq.read_table(file, page_checksum_verification=True)
+            table = pq.read_table(file, columns=columns, page_checksum_verification=True)
         except (OSError, pa.ArrowInvalid) as error:
             raise LedgerError(
                 f"{file}: can't be read as a part ({error}); move it out of the view's directory"

@@ -2,7 +2,8 @@
 
 Per chunk, in this order: offline part, online store, ledger. A run that is killed anywhere resumes without loss: a
 part that is not in the ledger is whole (it was renamed into place), so the next run publishes and records it instead
-of computing it again. That also rebuilds a lost ledger.
+of computing it again. That also rebuilds a lost ledger. A part that is in the ledger and not on disk is an error,
+never silence.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_llm.errors import ModelError, RowError
+from recsys_llm.errors import LedgerError, ModelError, RowError
 from recsys_llm.producers.base import Due, Producer
-from recsys_llm.producers.hashing import HASH_TYPE
+from recsys_llm.producers.hashing import HASH_TYPE, row_ids
 from recsys_llm.producers.ledger import Ledger
 from recsys_llm.producers.parts import Parts
-from recsys_llm.schema import CONTENT_HASH, CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from recsys_llm.timestamps import FUTURE_TOLERANCE, TIMESTAMP, now
+from recsys_llm.schema import CONTENT_HASH, CREATED_TIMESTAMP, EVENT_TIMESTAMP, ROW_ID
+from recsys_llm.timestamps import FUTURE_TOLERANCE, TIMESTAMP, now, to_micros
 
 Publish = Callable[[pa.Table], None]
 """Write rows to the online store. A table has each key once, and no row older than what was published before."""
@@ -65,14 +66,16 @@ class Summary:
         )
 
 
-def plan(view: str, producer: Producer, ledger: Ledger, start: datetime, end: datetime) -> Summary:
-    """Count what :func:`produce` would compute, without loading a row into a model or writing anything."""
+def plan(
+    view: str, producer: Producer, ledger: Ledger, start: datetime, end: datetime, *, with_cost: bool = True
+) -> Summary:
+    """Count the rows, and with ``with_cost`` the work, that :func:`produce` would compute; nothing is stored."""
     summary = Summary(view, producer.unit)
     for due in producer.inputs(start, end):
         pending = ledger.unknown(view, producer.join_key, due.rows)
         summary.due += due.rows.num_rows
         summary.computed += pending.num_rows
-        summary.cost += producer.cost(pending) if pending.num_rows else 0
+        summary.cost += producer.cost(pending) if with_cost and pending.num_rows else 0
     summary.skipped = summary.due - summary.computed
     return summary.finish()
 
@@ -84,6 +87,7 @@ def produce(
     parts: Parts,
     publish: Publish,
     *,
+    store: str,
     start: datetime,
     end: datetime,
     advance: Callable[[int], None] | None = None,
@@ -93,7 +97,10 @@ def produce(
     Parameters
     ----------
     publish
-        Called once for each chunk with the newest row of each key, unless the key's newest published row is newer.
+        Called once for each chunk with the newest row of each key, unless a newer row of the key is recorded.
+    store
+        Identity of the online store that ``publish`` writes to. One that hasn't held the view before is given all of
+        its rows, from the parts.
     advance
         Called with the number of rows stored since the last call.
 
@@ -108,22 +115,40 @@ def produce(
     """
     summary = Summary(view, producer.unit)
     with ledger.lock(view):
-        parts.sweep()
-        orphans = sorted(set(parts.names()) - ledger.parts(view))
-        found = [(name, parts.read(name)) for name in orphans]
-        ledger.bind(view, producer.manifest["fingerprint"])
-        for name, table in found:
-            _store(view, producer, ledger, publish, name, table)
-            summary.recovered += table.num_rows
+        fingerprint = producer.manifest["fingerprint"]
+        ledger.check(view, fingerprint)
+        summary.recovered = _recover(view, producer, ledger, parts, publish, store)
         for pending in _pending(view, producer, ledger, start, end, summary):
             table = _compute(view, producer, pending)
             _store(view, producer, ledger, publish, parts.write(table), table)
             summary.computed += table.num_rows
-            summary.cost += producer.cost(pending.rows)
             if advance is not None:
                 advance(table.num_rows)
+            summary.cost += producer.cost(pending.rows)
         parts.ensure_readable(stored_schema(producer))
+        ledger.mark_published(view, store)
     return summary.finish()
+
+
+def _recover(view: str, producer: Producer, ledger: Ledger, parts: Parts, publish: Publish, store: str) -> int:
+    """Bring ledger and online store up to the parts on disk, and return the number of rows that the ledger lacked."""
+    parts.sweep()
+    recorded, present = ledger.parts(view), parts.names()
+    lost = sorted(recorded - set(present))
+    if lost:
+        raise LedgerError(
+            f"view {view}: {len(lost)} recorded parts are missing in {parts.directory}, such as {lost[0]}; put them "
+            f"back, or run `recsys-llm rebuild {view}` so that the next materialisation computes their rows again"
+        )
+    recovered = 0
+    for name in parts.in_order(set(present) - recorded):
+        table = parts.read(name)
+        _store(view, producer, ledger, publish, name, table)
+        recovered += table.num_rows
+    if recorded and not ledger.is_published(view, store):
+        for name in parts.in_order(present):
+            _publish(view, producer, ledger, publish, parts.read(name))
+    return recovered
 
 
 def stored_schema(producer: Producer) -> pa.Schema:
@@ -169,15 +194,16 @@ def _compute(view: str, producer: Producer, due: Due) -> pa.Table:
     features = producer.compute(inputs, due.events)
     if features.num_rows != inputs.num_rows:
         raise ModelError(f"view {view}: {inputs.num_rows} rows went in and {features.num_rows} features came out")
-    created = pa.array([now()] * inputs.num_rows, TIMESTAMP)
-    columns = [
-        inputs.column(producer.join_key),
-        *(features.column(name) for name in producer.features.names),
-        inputs.column(EVENT_TIMESTAMP),
-        created,
-        inputs.column(CONTENT_HASH),
-    ]
-    table = pa.Table.from_arrays(columns, schema=stored_schema(producer))
+    created = now()
+    columns = {name: features.column(name) for name in features.schema.names} | {
+        producer.join_key: inputs.column(producer.join_key),
+        EVENT_TIMESTAMP: inputs.column(EVENT_TIMESTAMP),
+        CREATED_TIMESTAMP: pa.array([created] * inputs.num_rows, TIMESTAMP),
+        CONTENT_HASH: inputs.column(CONTENT_HASH),
+        ROW_ID: row_ids(inputs.column(CONTENT_HASH), to_micros(created)),
+    }
+    schema = stored_schema(producer)
+    table = pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
     _check_finite(view, producer, table)
     return table
 
@@ -202,15 +228,19 @@ def _check_finite(view: str, producer: Producer, table: pa.Table) -> None:
 
 def _store(view: str, producer: Producer, ledger: Ledger, publish: Publish, part: str, table: pa.Table) -> None:
     """Publish and record a part that lies on disk."""
+    _publish(view, producer, ledger, publish, table)
+    ledger.record(view, producer.manifest["fingerprint"], producer.join_key, part, table)
+
+
+def _publish(view: str, producer: Producer, ledger: Ledger, publish: Publish, table: pa.Table) -> None:
+    """Publish the newest row of each key, unless a newer one is recorded."""
     newest = newest_rows(table, producer.join_key)
-    published = ledger.newest(view, newest.column(producer.join_key).to_pylist())
-    times = newest.column(EVENT_TIMESTAMP).cast(pa.int64()).to_pylist()
     keys = newest.column(producer.join_key).to_pylist()
-    current = [published.get(key, time) <= time for key, time in zip(keys, times, strict=True)]
-    fresh = newest.filter(pa.array(current, pa.bool_()))
+    times = newest.column(EVENT_TIMESTAMP).cast(pa.int64()).to_pylist()
+    recorded = ledger.newest(view, keys)
+    fresh = newest.filter(pa.array([recorded.get(key, time) <= time for key, time in zip(keys, times, strict=True)]))
     if fresh.num_rows:
         publish(fresh)
-    ledger.record(view, producer.join_key, part, table)
 
 
 def newest_rows(table: pa.Table, join_key: str) -> pa.Table:

@@ -14,7 +14,7 @@ from recsys_llm.config import Config, TextEncoderConfig
 from recsys_llm.producers.arrays import list_array
 from recsys_llm.producers.base import Due
 from recsys_llm.producers.catalogue import Catalogue
-from recsys_llm.producers.hashing import content_hashes, fingerprint_of, row_ids
+from recsys_llm.producers.hashing import content_hashes, fingerprint_of
 from recsys_llm.producers.user_rows import UserRows, user_rows, whole_users
 from recsys_llm.schema import CONTENT_HASH, EMBEDDING, EVENT_TIMESTAMP, ITEM_ID, LIKED, ROW_ID, USER_ID
 from recsys_llm.sources import tables
@@ -47,9 +47,7 @@ class _TextEmbedding:
     def compute(self, rows: pa.RecordBatch, events: pa.RecordBatch | None) -> pa.RecordBatch:
         """Encode the texts of ``rows``."""
         vectors = self.encoder.encode(rows.column(TEXT).to_pylist())
-        return pa.RecordBatch.from_arrays(
-            [list_array(vectors), row_ids(rows.column(CONTENT_HASH))], schema=self.features
-        )
+        return pa.RecordBatch.from_arrays([list_array(vectors)], names=[EMBEDDING])
 
     def cost(self, rows: pa.RecordBatch) -> int:
         """Return the tokens of the texts of ``rows``."""

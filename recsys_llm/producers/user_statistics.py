@@ -14,7 +14,7 @@ import pyarrow as pa
 from recsys_llm.config import Config
 from recsys_llm.producers.base import Due
 from recsys_llm.producers.catalogue import Catalogue
-from recsys_llm.producers.hashing import content_hashes, fingerprint_of, row_ids
+from recsys_llm.producers.hashing import content_hashes, fingerprint_of
 from recsys_llm.producers.item_statistics import CHUNK_ROWS
 from recsys_llm.producers.user_rows import UserRows, user_rows, whole_users
 from recsys_llm.schema import (
@@ -88,7 +88,7 @@ class UserStatistics:
 
     def compute(self, rows: pa.RecordBatch, events: pa.RecordBatch | None) -> pa.RecordBatch:
         """Return the feature columns of ``rows``."""
-        return rows.select(self.features.names)
+        return rows.select([name for name in self.features.names if name != ROW_ID])
 
     def cost(self, rows: pa.RecordBatch) -> int:
         """Return the number of rows."""
@@ -113,8 +113,7 @@ class UserStatistics:
         features = [pa.array(table[name], self.features.field(name).type) for name in table]
         hashes = content_hashes(self.manifest["fingerprint"], [keys, stamps, *features])
         return pa.RecordBatch.from_arrays(
-            [keys, stamps, *features, row_ids(hashes), hashes],
-            names=[USER_ID, EVENT_TIMESTAMP, *table, ROW_ID, CONTENT_HASH],
+            [keys, stamps, *features, hashes], names=[USER_ID, EVENT_TIMESTAMP, *table, CONTENT_HASH]
         )
 
 

@@ -44,16 +44,17 @@ def rank(
         Leave out items that the row's user had in the groups read. Probabilities stay those over all items.
     """
     k = min(k, len(table.bias))
-    parts = []
+    # Allocated at once: small results between freed blocks of logits would keep the heap from shrinking.
+    items = torch.empty(len(queries), k, dtype=torch.long, device=queries.device)
+    out = Ranked(items, queries.new_empty(len(queries), k), queries.new_empty(len(queries)))
     step = block_rows(len(table.bias))
     for start in range(0, len(queries), step):
         block = slice(start, start + step)
         scores = logits(queries[block], table)
-        parts.append(_best(scores, sequences, users[block], read[block], k, filter_seen))
-    if not parts:
-        empty = queries.new_empty(0, k)
-        return Ranked(torch.empty(0, k, dtype=torch.long), empty, empty.new_empty(0))
-    return Ranked(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        best = _best(scores, sequences, users[block], read[block], k, filter_seen)
+        for whole, part in zip(out, best, strict=True):
+            whole[block] = part
+    return out
 
 
 def _best(scores: Tensor, sequences: Sequences, users: Ints, read: Ints, k: int, filter_seen: bool) -> Ranked:

@@ -24,7 +24,7 @@ def ledger(request, tmp_path):
     if request.param == "postgres":
         engine = sa.create_engine(url)
         with engine.begin() as connection:
-            for name in ("values", "parts", "views"):
+            for name in ("values", "parts", "views", "stores"):
                 connection.execute(sa.text(f"DROP TABLE recsys_llm_{name}"))
         engine.dispose()
     ledger.close()
@@ -44,7 +44,7 @@ def unknown(ledger: Ledger, table: pa.Table) -> list[str]:
 def test_only_recorded_values_are_known(ledger):
     table = rows(("a", 1), ("b", 1), ("a", 2))
     assert unknown(ledger, table) == ["a", "b", "a"]
-    ledger.record("v", USER_ID, "part-1", table.slice(0, 2))
+    ledger.record("v", "f", USER_ID, "part-1", table.slice(0, 2))
     assert unknown(ledger, table) == ["a"]
     assert unknown(ledger, rows(("b", 1), text="changed")) == ["b"]
     assert ledger.parts("v") == {"part-1"}
@@ -53,24 +53,52 @@ def test_only_recorded_values_are_known(ledger):
 
 def test_recording_twice_changes_nothing(ledger):
     table = rows(("a", 1), ("b", 1))
-    ledger.record("v", USER_ID, "part-1", table)
-    ledger.record("v", USER_ID, "part-1", table)
+    ledger.record("v", "f", USER_ID, "part-1", table)
+    ledger.record("v", "f", USER_ID, "part-1", table)
     assert ledger.count("v") == 2
 
 
 def test_newest_time_of_many_keys(ledger):
     table = rows(*((f"u{n:04d}", hour) for n in range(1200) for hour in (1, 3, 2)))
-    ledger.record("v", USER_ID, "part-1", table)
+    ledger.record("v", "f", USER_ID, "part-1", table)
     found = ledger.newest("v", [f"u{n:04d}" for n in range(1200)] + ["nobody"])
     assert found == {f"u{n:04d}": to_micros(hours(3)) for n in range(1200)}
 
 
-def test_a_view_is_bound_to_one_fingerprint(ledger):
-    ledger.bind("v", "one")
-    ledger.bind("v", "one")
-    ledger.bind("w", "two")
-    with pytest.raises(FingerprintError, match="fingerprint one.*have two"):
-        ledger.bind("v", "two")
+def test_a_view_is_bound_by_its_first_value(ledger):
+    ledger.check("v", "g")
+    ledger.record("v", "f", USER_ID, "part-1", rows(("a", 1)))
+    ledger.check("v", "f")
+    ledger.check("w", "g")
+    with pytest.raises(FingerprintError, match="fingerprint f.*have g"):
+        ledger.check("v", "g")
+
+
+def test_only_the_current_content_of_a_key_and_time_is_known(ledger):
+    one, other = rows(("a", 1)), rows(("a", 1), text="changed")
+    ledger.record("v", "f", USER_ID, "part-1", one)
+    ledger.record("v", "f", USER_ID, "part-2", other)
+    assert unknown(ledger, other) == []
+    assert unknown(ledger, one) == ["a"]
+    assert ledger.count("v") == 1
+
+
+def test_publications_are_known_by_store(ledger):
+    ledger.mark_published("v", "redis")
+    ledger.mark_published("v", "redis")
+    assert ledger.is_published("v", "redis")
+    assert not ledger.is_published("v", "sqlite")
+    assert not ledger.is_published("w", "redis")
+
+
+def test_a_forgotten_view_is_empty(ledger):
+    ledger.record("v", "f", USER_ID, "part-1", rows(("a", 1)))
+    ledger.record("w", "f", USER_ID, "part-1", rows(("a", 1)))
+    ledger.mark_published("v", "redis")
+    ledger.forget("v")
+    assert (ledger.count("v"), ledger.parts("v"), ledger.is_published("v", "redis")) == (0, set(), False)
+    ledger.check("v", "g")
+    assert ledger.count("w") == 1
 
 
 def test_a_view_is_locked_for_one_run(ledger, tmp_path):
@@ -103,6 +131,7 @@ def test_hashes_depend_on_every_part_and_on_the_borders_between_them():
 
 def test_row_ids_are_non_negative_and_distinct():
     hashes = content_hashes("f", [pa.array([str(n) for n in range(5000)])])
-    ids = row_ids(hashes)
+    ids = row_ids(hashes, 1)
     assert len(ids.unique()) == 5000
+    assert not set(ids.to_pylist()) & set(row_ids(hashes, 2).to_pylist())
     assert min(ids.to_pylist()) >= 0

@@ -31,6 +31,7 @@ class World:
     online: dict[str, tuple[int, list[float]]] = field(default_factory=dict)
     writes: int = 0
     crash_in: str = ""
+    store: str = "one"
 
     def __post_init__(self):
         self.ledger = Ledger(f"sqlite:///{self.root}/ledger.db", lock_directory=self.root / "locks").open()
@@ -56,6 +57,7 @@ class World:
             self.ledger,
             self.parts(producer),
             self.publish,
+            store=self.store,
             start=day_stamp(start),
             end=day_stamp(end),
         )
@@ -64,9 +66,14 @@ class World:
         files = sorted((self.root / "features" / VIEW).glob("*.parquet"))
         rows: list[tuple[object, ...]] = []
         for file in files:
-            table = pq.read_table(file).drop_columns([CREATED_TIMESTAMP])
+            table = pq.read_table(file).drop_columns([CREATED_TIMESTAMP, ROW_ID])
             rows.extend(tuple(map(repr, row.values())) for row in table.to_pylist())
         return sorted(rows)
+
+    def lose_ledger(self) -> None:
+        self.ledger.close()
+        (self.root / "ledger.db").unlink()
+        self.__post_init__()
 
 
 @pytest.fixture
@@ -150,12 +157,60 @@ def test_killed_run_resumes_to_the_same_content(tmp_path, crash_in):
 def test_a_lost_ledger_is_rebuilt_from_the_parts(world):
     world.run(FakeProducer(ROWS))
     before = world.offline()
-    world.ledger.close()
-    (world.root / "ledger.db").unlink()
-    world.ledger = Ledger(f"sqlite:///{world.root}/ledger.db", lock_directory=world.root / "locks").open()
+    world.lose_ledger()
     producer = FakeProducer(ROWS)
     summary = world.run(producer)
     assert (summary.recovered, producer.computed) == (13, [])
+    assert world.offline() == before
+
+
+def test_a_rebuilt_ledger_leaves_the_newest_value_online(world):
+    for text in ("first", "the second", "x"):
+        world.run(FakeProducer([("a", 1, text), ("b", 1, f"{text} of b")]))
+    world.online.clear()
+    world.lose_ledger()
+    assert world.run(FakeProducer([("a", 1, "x"), ("b", 1, "x of b")])).computed == 0
+    assert world.online["a"][1][0] == 1.0
+
+
+def test_a_value_that_comes_back_is_current_again(world):
+    for text in ("one", "another", "one"):
+        assert world.run(FakeProducer([("a", 1, text)])).computed == 1
+        assert world.online["a"][1][0] == len(text)
+    assert world.run(FakeProducer([("a", 1, "one")])).computed == 0
+    ids = pq.read_table(world.root / "features" / VIEW, columns=[ROW_ID]).column(0).to_pylist()
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_failed_first_run_binds_nothing(world):
+    producer = FakeProducer([("a", 1, "broken")], fingerprint="wrong template")
+    producer.value, producer.broken_text = math.nan, "broken"
+    with pytest.raises(RowError):
+        world.run(producer)
+    assert world.run(FakeProducer([("a", 1, "fine")], fingerprint="right template")).computed == 1
+
+
+def test_a_new_online_store_is_given_all_rows(world):
+    world.run(FakeProducer(ROWS))
+    before = dict(world.online)
+    world.online.clear()
+    world.run(FakeProducer(ROWS))
+    assert world.online == {}
+    world.store = "two"
+    producer = FakeProducer(ROWS)
+    world.run(producer)
+    assert (world.online, producer.computed) == (before, [])
+
+
+def test_lost_parts_are_an_error_until_the_view_is_rebuilt(world):
+    world.run(FakeProducer(ROWS))
+    before = world.offline()
+    next((world.root / "features" / VIEW).glob("part-*.parquet")).unlink()
+    with pytest.raises(LedgerError, match=r"1 recorded parts are missing .*recsys-llm rebuild toy_v1"):
+        world.run(FakeProducer(ROWS))
+    world.ledger.forget(VIEW)
+    summary = world.run(FakeProducer(ROWS))
+    assert (summary.recovered, summary.computed) == (11, 2)
     assert world.offline() == before
 
 
@@ -177,9 +232,7 @@ def test_another_model_is_refused_and_nothing_changes(world):
 
 def test_parts_of_another_model_are_refused_before_the_view_is_bound(world):
     world.run(FakeProducer(ROWS))
-    world.ledger.close()
-    (world.root / "ledger.db").unlink()
-    world.ledger = Ledger(f"sqlite:///{world.root}/ledger.db", lock_directory=world.root / "locks").open()
+    world.lose_ledger()
     with pytest.raises(FingerprintError, match=r"part-\w+\.parquet: holds values of fingerprint f1"):
         world.run(FakeProducer(ROWS, fingerprint="f2"))
     assert world.run(FakeProducer(ROWS)).recovered == 13

@@ -6,7 +6,6 @@ from collections import Counter
 from datetime import timedelta
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -145,11 +144,3 @@ def test_a_changed_category_counts_from_its_time_on(tmp_path):
         (hours(10), "Comedy"),
         (hours(24), "Comedy"),
     ]
-
-
-def test_list_features_carry_a_row_id_of_their_own(tmp_path):
-    write_items(tmp_path, ITEMS)
-    write_interactions(tmp_path, [("u1", "i1", hours(n), None, None) for n in range(50)])
-    ids = pa.array([row["row_id"] for row in rows_of(UserStatistics(config_for(tmp_path)))])
-    assert len(ids.unique()) == 50
-    assert min(ids.to_pylist()) >= 0
