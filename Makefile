@@ -28,8 +28,8 @@ lint: $(INSTALLED)  ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## The measurements behind the README's figures
-	$(BIN)/recsys-llm bench --help
+bench: $(INSTALLED)  ## The measurements behind the README's figures (after make demo)
+	$(BIN)/recsys-llm bench online
 
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -80,14 +80,19 @@ def train(
     until: Annotated[str, typer.Option(help="Train on events strictly before this time (ISO 8601, UTC).")],
     repository: Repository = Path("."),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
 ) -> None:
     """Train a SeqGAN on the events of a feature repository.
 
     Example: recsys-llm train seqgan_v1 --until 2024-06-01 -C my_features
     """
+    from recsys_llm.commands.steps import progress_bar, show_training
     from recsys_llm.commands.train import train_sequence_model
 
-    checkpoint = train_sequence_model(repository, model, until=_time(until), device=device)
+    with progress_bar(Console(stderr=True)) as bar:
+        checkpoint = train_sequence_model(
+            repository, model, until=_time(until), overwrite=overwrite, device=device, progress=show_training(bar)
+        )
     shown = {key: checkpoint.manifest[key] for key in ("fingerprint", "trained_until", "chosen", "scores")}
     typer.echo(json.dumps(shown, indent=2))
 
@@ -109,9 +114,59 @@ def plan(
 
     summary = plan_view(repository, view, start=_time(start), end=_time(end) if end else now())
     counts = {"rows_due": summary.due, "rows_to_compute": summary.computed, "rows_skipped": summary.skipped}
-    typer.echo(f"{view}: {summary.computed:,} of {summary.due:,} rows to compute, {summary.cost:,} {summary.unit}")
+    typer.echo(
+        f"{view}: {summary.computed:,} of {summary.due:,} rows to compute, {summary.skipped:,} up to date; "
+        f"{summary.cost:,} {summary.unit}"
+    )
     if json_file is not None:
         write_report(json_file, {"command": "plan", "view": view, **counts, summary.unit: summary.cost})
+
+
+@app.command()
+def rebuild(
+    view: Annotated[str, typer.Argument(help="A feature view that recsys_llm computes.")],
+    repository: Repository = Path("."),
+) -> None:
+    """Let the next materialisation of VIEW publish all stored rows again, and compute those that were lost.
+
+    For an online store that was emptied, and for parts that were deleted.
+
+    Example: recsys-llm rebuild item_text_embedding_v1 -C my_features
+    """
+    from recsys_llm.commands.views import rebuild_view
+
+    rebuild_view(repository, view)
+    typer.echo(f"{view}: will be rebuilt; next: feast -c {repository} materialize START END -v {view}")
+
+
+bench = typer.Typer(help="The measurements behind the README's figures.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.callback()
+def _bench() -> None:
+    """Keep `bench` a group, though it has one measurement so far."""
+
+
+@bench.command()
+def online(
+    repository: Repository = Path("recsys_llm_demo/feature_repo"),
+    candidates: Annotated[int, typer.Option(min=1, help="Items looked up for one user.")] = 500,
+    runs: Annotated[int, typer.Option(min=3, help="Of each side, in turns.")] = 15,
+    json_file: JsonFile = None,
+) -> None:
+    """Time one lookup against plain Feast, on a materialised repository's own store.
+
+    Example: recsys-llm bench online -C recsys_llm_demo/feature_repo --candidates 500
+    """
+    from recsys_llm.bench.online import bench_online
+    from recsys_llm.bench.report import write_report
+
+    content = bench_online(repository, candidates=candidates, runs=runs)
+    for result in content["results"]:
+        typer.echo(f"{result['name']:<12} median {result['median']:8.2f}")
+    if json_file is not None:
+        write_report(json_file, content)
 
 
 def _time(text: str) -> datetime:

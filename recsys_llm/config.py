@@ -15,7 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from recsys_llm.errors import ConfigError, did_you_mean
-from recsys_llm.schema import EVENT_TIMESTAMP, ITEM_ID, NAME_PATTERN, USER_ID
+from recsys_llm.schema import CATEGORY, EVENT_TIMESTAMP, ITEM_ID, NAME_PATTERN, USER_ID
 from recsys_llm.timestamps import parse_granularity
 
 FILE_NAME = "recsys_llm.yaml"
@@ -74,7 +74,7 @@ class ItemsConfig(TableConfig):
     """One row per item and version of its text."""
 
     key: str = ITEM_ID
-    category: str | None = None
+    category: str | None = CATEGORY
     """Column of comma-separated category names; null: there is none."""
 
 

@@ -24,19 +24,27 @@ class DataChoice:
     """Said loudly: why this is not the data that one would expect."""
 
 
-def choose_data(explicit: Path | None, *, workdir: Path, seed: int) -> DataChoice:
-    """Return ``explicit``; else the shared data set; else a download; else, with a warning, simulated data.
+def check_data(explicit: Path | None, *, workdir: Path) -> None:
+    """Refuse a ``--data`` that can't be used, before anything in ``workdir`` is touched.
 
     Raises
     ------
     DataError
-        ``explicit`` is no directory.
+        It is no directory, or lies inside ``workdir``, which a quickstart replaces.
     """
+    if explicit is None:
+        return
+    if not explicit.is_dir():
+        raise DataError(
+            f"{explicit}: no such directory; --data names a folder with items.parquet and interactions.parquet"
+        )
+    if explicit.resolve().is_relative_to(workdir.resolve()):
+        raise DataError(f"{explicit}: lies inside the --workdir {workdir}, which is replaced; copy the data elsewhere")
+
+
+def choose_data(explicit: Path | None, *, workdir: Path, seed: int) -> DataChoice:
+    """Return ``explicit``; else the shared data set; else a download; else, with a warning, simulated data."""
     if explicit is not None:
-        if not explicit.is_dir():
-            raise DataError(
-                f"{explicit}: no such directory; --data names a folder with items.parquet and interactions.parquet"
-            )
         return DataChoice(explicit.resolve().name, explicit.resolve())
     shared = os.environ.get(DATA_VARIABLE)
     if shared and (Path(shared) / DEFAULT_DATA_SET).is_dir():

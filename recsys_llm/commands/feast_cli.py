@@ -31,8 +31,16 @@ def run_feast(repository: Path, *arguments: str) -> list[str]:
         )
     command = [program, "-c", str(repository), *arguments]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONWARNINGS": "ignore"}
+        command,
+        stdout=subprocess.PIPE,
+        # A terminal shows the engine's progress bar; elsewhere stderr is kept for the message of a failure.
+        stderr=None if sys.stderr.isatty() else subprocess.PIPE,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )
     if done.returncode != 0:
-        raise FeastCommandError(f"`{' '.join(command)}` ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise FeastCommandError(
+            f"`{' '.join(command)}` ended with {done.returncode}:\n{done.stdout}{done.stderr or ''}"
+        )
     return done.stdout.splitlines()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
+from recsys_llm.commands.views import feature_view
 from recsys_llm.config import load_config
 from recsys_llm.errors import ConfigError
 from recsys_llm.producers import ProducerTag, Summary, open_ledger, open_producer, plan
-from recsys_llm.retrieval import open_store
 
 
 def plan_view(repository: Path, view: str, *, start: datetime, end: datetime) -> Summary:
@@ -17,10 +17,10 @@ def plan_view(repository: Path, view: str, *, start: datetime, end: datetime) ->
     Raises
     ------
     ConfigError
-        The view is not computed by recsys_llm.
+        There is no such view, or recsys_llm doesn't compute it.
     """
     config = load_config(repository)
-    tag = ProducerTag.of(view, open_store(repository).get_feature_view(view).tags)
+    tag = ProducerTag.of(view, feature_view(repository, view).tags)
     if tag is None:
         raise ConfigError(f"view {view}: carries no recsys_llm tag, so Feast itself materialises it")
     ledger = open_ledger(config)

@@ -15,11 +15,11 @@ from rich.markup import escape
 
 from recsys_llm import schema
 from recsys_llm.bench.report import write_report
-from recsys_llm.commands.data import choose_data
+from recsys_llm.commands.data import check_data, choose_data
 from recsys_llm.commands.feast_cli import run_feast
 from recsys_llm.commands.quickstart_report import BASELINE, WITH_FEATURES, quickstart_report, show_results, show_way_on
 from recsys_llm.commands.repository import init_repository
-from recsys_llm.commands.steps import Steps
+from recsys_llm.commands.steps import Steps, show_training
 from recsys_llm.commands.train import train_sequence_model
 from recsys_llm.commands.world import World
 from recsys_llm.config import load_config
@@ -31,7 +31,7 @@ from recsys_llm.ranking.examples import sample_examples
 from recsys_llm.ranking.ranker import Ranker
 from recsys_llm.ranking.training import RankerConfig
 from recsys_llm.retrieval import FeatureClient
-from recsys_llm.seqgan import Checkpoint, SeqGANConfig, TrainingProgress, evaluate_next_items
+from recsys_llm.seqgan import Checkpoint, SeqGANConfig, evaluate_next_items
 from recsys_llm.sources import tables
 from recsys_llm.timestamps import from_micros, now
 
@@ -41,6 +41,7 @@ BEGINNING_OF_TIME = "1900-01-01T00:00:00"
 TRAIN_SHARE, RANKER_SHARE = 0.6, 0.8
 MAX_POSITIVES = 15_000
 TEST_EVENTS = 1_000
+LEAST_EVENTS = 100
 CANDIDATES = 500
 VIEWS = (
     schema.ITEM_TEXT_EMBEDDING,
@@ -61,9 +62,10 @@ def run_quickstart(
     ConfigError
         ``workdir`` holds something that is not an earlier quickstart.
     DataError
-        The data folder lacks a table, or has too few events to split.
+        The data folder is inside ``workdir``, lacks a table, or has too few events to split.
     """
     steps = Steps(console)
+    check_data(data, workdir=workdir)
     _prepare(workdir)
     world = _read_data(steps, data, workdir, seed)
     with steps.step("feast apply") as step:
@@ -102,12 +104,13 @@ def _read_data(steps: Steps, data: Path | None, workdir: Path, seed: int) -> Wor
             steps.console.print(f"[bold yellow]WARNING[/] {escape(choice.warning)}")
         repository = init_repository(workdir.resolve() / "feature_repo", data=choice.path)
         config = load_config(repository)
-        items = pa.Table.from_batches(tables.items(config))
-        interactions = pa.Table.from_batches(tables.interactions(config, order_by="time"))
-        if interactions.num_rows < 100:
+        item_batches, event_batches = list(tables.items(config)), list(tables.interactions(config, order_by="time"))
+        found = sum(batch.num_rows for batch in event_batches)
+        if not item_batches or found < LEAST_EVENTS:
             raise DataError(
-                f"{choice.path}: {interactions.num_rows} usable events are too few to split; give at least 100"
+                f"{choice.path}: expected items and {LEAST_EVENTS} usable events to split, found {found} events"
             )
+        items, interactions = pa.Table.from_batches(item_batches), pa.Table.from_batches(event_batches)
         times = interactions.column(schema.EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()
         cuts = [from_micros(times[int(len(times) * share)]) for share in (TRAIN_SHARE, RANKER_SHARE)]
         step.rows = interactions.num_rows
@@ -120,7 +123,8 @@ def _read_data(steps: Steps, data: Path | None, workdir: Path, seed: int) -> Wor
 
 
 def _materialize(steps: Steps, world: World, name: str, *views: str) -> None:
-    with steps.step(name) as step:
+    # On a terminal the engine shows a bar of its own, which a spinner would disturb.
+    with steps.step(name, spinner=False) as step:
         selected = [argument for view in views for argument in ("-v", view)]
         before = _recorded(world)
         end = now().replace(tzinfo=None, microsecond=0).isoformat()
@@ -141,18 +145,9 @@ def _recorded(world: World) -> int:
 
 def _train_seqgan(steps: Steps, world: World, seed: int) -> Checkpoint:
     with steps.step_with_bar("SeqGAN") as (step, bar):
-        tasks: dict[str, Any] = {}
-
-        def show(progress: TrainingProgress) -> None:
-            if progress.phase not in tasks:
-                tasks[progress.phase] = bar.add_task(progress.phase, total=progress.total)
-            bar.update(
-                tasks[progress.phase], completed=progress.step, description=f"{progress.phase} {progress.loss:.3f}"
-            )
-
         settings = SeqGANConfig(seed=seed)
         checkpoint = train_sequence_model(
-            world.repository, SEQUENCE_MODEL, until=world.train_until, settings=settings, progress=show
+            world.repository, SEQUENCE_MODEL, until=world.train_until, settings=settings, progress=show_training(bar)
         )
         step.rows, step.unit = len(_before(world.interactions, world.train_until)), "events"
         scores = ", ".join(f"{name} {score['ndcg_at_10']:.4f}" for name, score in checkpoint.manifest["scores"].items())

@@ -7,6 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
@@ -19,8 +21,8 @@ STORE_FILE = "feature_store.yaml"
 NOT_INTERESTED = ("cancel", "return", "refund")
 """Kinds of events that say the opposite of interest."""
 
-LIKED_FROM = 4.0
-"""On the usual scale of 1 to 5 stars."""
+STARS, LIKED_FROM = 5.0, 4.0
+"""On the usual scale of 1 to 5 stars. On any other, every event counts as liked until recsys_llm.yaml says more."""
 
 
 def template() -> Path:
@@ -47,8 +49,8 @@ def init_repository(target: Path, *, data: Path | None = None) -> Path:
     DataError
         ``data`` lacks one of the two tables.
     """
-    if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"{target}: not empty; name a new directory")
+    if target.is_file() or (target.exists() and any(target.iterdir())):
+        raise ConfigError(f"{target}: exists and is no empty directory; name a new one")
     sources = None if data is None else _sources(data.resolve())
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(template(), target, ignore=shutil.ignore_patterns("data", "__pycache__"), dirs_exist_ok=True)
@@ -97,8 +99,10 @@ def _sources(data: Path) -> dict[str, Any]:
     events = sources["interactions"]
     if "event" in event_columns:
         events |= {"event": "event", "ignore_events": list(NOT_INTERESTED)}
-    if "rating" in event_columns and _has_values(interactions, "rating"):
-        events |= {"rating": "rating", "liked_from": LIKED_FROM}
+    if "rating" in event_columns:
+        events["rating"] = "rating"
+        if _maximum(interactions, "rating") == STARS:
+            events["liked_from"] = LIKED_FROM
     price = next((name for name in ("price", "unit_price") if name in event_columns), None)
     if price is not None:
         events["price"] = price
@@ -108,8 +112,11 @@ def _sources(data: Path) -> dict[str, Any]:
 
 
 def _columns(file: Path) -> set[str]:
-    return set(pq.read_schema(file).names)
+    try:
+        return set(pq.read_schema(file).names)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{file}: expected a parquet file, found something else ({error}); write it anew") from None
 
 
-def _has_values(file: Path, column: str) -> bool:
-    return bool(pq.read_table(file, columns=[column]).column(column).null_count < pq.read_metadata(file).num_rows)
+def _maximum(file: Path, column: str) -> Any:
+    return pc.max(pq.read_table(file, columns=[column]).column(column)).as_py()

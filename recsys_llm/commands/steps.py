@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from recsys_llm.seqgan import TrainingProgress
 
 
 @dataclass
@@ -35,11 +37,11 @@ class Steps:
         self.done: list[Step] = []
 
     @contextmanager
-    def step(self, name: str) -> Iterator[Step]:
+    def step(self, name: str, *, spinner: bool = True) -> Iterator[Step]:
         """Time a step; on a terminal, a spinner shows that it runs."""
         step = Step(name)
         started = time.perf_counter()
-        with self.console.status(f"{name} ..."):
+        with self.console.status(f"{name} ...") if spinner else nullcontext():
             yield step
         self._finish(step, started)
 
@@ -48,13 +50,7 @@ class Steps:
         """Time a step that shows a progress bar of its own (on a terminal only)."""
         step = Step(name)
         started = time.perf_counter()
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+        with progress_bar(self.console) as bar:
             yield step, bar
         self._finish(step, started)
 
@@ -65,3 +61,29 @@ class Steps:
         if step.detail:
             self.console.print(f"               {step.detail}", highlight=False, soft_wrap=True)
         self.done.append(step)
+
+
+def progress_bar(console: Console) -> Progress:
+    """Return a progress bar that goes away when done, and never shows where there is no terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def show_training(bar: Progress) -> Callable[[TrainingProgress], None]:
+    """Return a callback that shows each phase of a SeqGAN training as a task, with its loss."""
+    tasks: dict[str, TaskID] = {}
+
+    def show(progress: TrainingProgress) -> None:
+        if progress.phase not in tasks:
+            tasks[progress.phase] = bar.add_task(progress.phase, total=progress.total)
+        words = f"{progress.phase} loss {progress.loss:.3f}"
+        if progress.reward is not None:
+            words += f" reward {progress.reward:.3f}"
+        bar.update(tasks[progress.phase], completed=progress.step, description=words)
+
+    return show

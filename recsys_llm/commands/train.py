@@ -6,14 +6,14 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+from recsys_llm.commands.views import feature_view
 from recsys_llm.config import Config, SequenceModelConfig, load_config
 from recsys_llm.engine.engine import parts_directory
 from recsys_llm.errors import ConfigError, did_you_mean
 from recsys_llm.producers.vectors import item_vectors
-from recsys_llm.retrieval import open_store
 from recsys_llm.seqgan import Checkpoint, ItemVectors, SeqGANConfig, TrainingProgress, train
 from recsys_llm.sources import tables
-from recsys_llm.timestamps import MICROSECOND, as_utc
+from recsys_llm.timestamps import MICROSECOND, as_utc, now
 
 
 def train_sequence_model(
@@ -22,6 +22,7 @@ def train_sequence_model(
     *,
     until: datetime,
     settings: SeqGANConfig | None = None,
+    overwrite: bool = False,
     device: str = "auto",
     progress: Callable[[TrainingProgress], None] | None = None,
 ) -> Checkpoint:
@@ -30,7 +31,8 @@ def train_sequence_model(
     Raises
     ------
     ConfigError
-        ``recsys_llm.yaml`` has no such model.
+        ``recsys_llm.yaml`` has no such model, its checkpoint exists and ``overwrite`` is not set, or ``until`` lies in
+        the future.
     DataError
         The view of item vectors that the model starts from has not been materialised.
     TrainingError
@@ -41,6 +43,14 @@ def train_sequence_model(
         raise ConfigError(f"unknown sequence model {name!r}; {did_you_mean(name, config.sequence_models)}")
     model = config.sequence_models[name]
     until = as_utc(until, name="until")
+    if until > now():
+        raise ConfigError(f"until: expected a time that has passed, found {until}; later events would count as unseen")
+    target = config.path(model.checkpoint)
+    if target.exists() and not overwrite:
+        raise ConfigError(
+            f"{target}: exists; views hold its predictions, which must not be mixed with another model's: add a model "
+            "and a view of a new version, or pass --overwrite if no view has been materialised with it"
+        )
     checkpoint = train(
         tables.interactions(config, end=until - MICROSECOND, order_by="user"),
         settings or SeqGANConfig(),
@@ -49,12 +59,12 @@ def train_sequence_model(
         device=device,
         progress=progress,
     )
-    checkpoint.save(config.path(model.checkpoint))
+    checkpoint.save(target)
     return checkpoint
 
 
 def _vectors(config: Config, model: SequenceModelConfig, until: datetime) -> ItemVectors | None:
     if model.item_vectors is None:
         return None
-    view = open_store(config.root).get_feature_view(model.item_vectors)
+    view = feature_view(config.root, model.item_vectors)
     return item_vectors(parts_directory(view), view.name, before=until)

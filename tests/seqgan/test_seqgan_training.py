@@ -25,7 +25,7 @@ from recsys_llm.seqgan import (
 )
 from recsys_llm.seqgan.adversarial import Game
 from recsys_llm.seqgan.generator import Generator
-from recsys_llm.seqgan.sequences import Sequences
+from recsys_llm.seqgan.sequences import Sequences, Windows
 from recsys_llm.seqgan.vocabulary import Vocabulary
 from tests.seqgan.seqgan_data import SMALL, START, UNTIL, chain, table, vectors
 
@@ -204,3 +204,22 @@ def test_vectors_that_are_not_usable_are_refused() -> None:
 
 def test_chain_builder_has_events_at_until() -> None:
     assert UNTIL in chain(1)["event_timestamp"].to_pylist()
+
+
+def test_windows_begin_with_the_state_of_their_users_past(events: pa.Table, trained: Checkpoint) -> None:
+    histories = Histories.from_interactions(
+        pa.concat_tables([events.slice(0, 23), events.slice(80, 4), events.slice(160)])
+    )
+    sequences = Sequences.encode(histories, trained.vocabulary)
+    windows = Windows.cut(sequences, 10)
+    model = trained.generator("mle")
+    states = pretraining.states_before(model, sequences, windows)
+    vectors_of = model.item_table().vectors
+    for window in range(len(windows)):
+        user = int(np.searchsorted(sequences.user_offsets, windows.first[window], side="right")) - 1
+        past = sequences.items[sequences.user_offsets[user] : windows.first[window]]  # groups of one item
+        if windows.opens[window]:
+            assert len(past) == 0 and not states[window].any()
+            continue
+        inputs = torch.cat([model.start.unsqueeze(0), vectors_of[torch.from_numpy(past[:-1])]]).unsqueeze(0)
+        torch.testing.assert_close(states[window], model(inputs)[1][0].detach(), atol=1e-5, rtol=1e-5)
