@@ -48,6 +48,10 @@ def run_and_kill(repository, seconds: float | None) -> bool:
     return process.returncode == 0
 
 
+def parts(repository, view: str) -> list[object]:
+    return list((repository / "data" / "features" / view).glob("*.parquet"))
+
+
 @pytest.mark.xdist_group("resume")
 def test_killed_runs_end_with_the_content_of_an_undisturbed_one(tmp_path, simulated_data):
     calm = make_repository(tmp_path / "calm", simulated_data)
@@ -58,11 +62,18 @@ def test_killed_runs_end_with_the_content_of_an_undisturbed_one(tmp_path, simula
     started = time.perf_counter()
     materialize(calm, *VIEWS, end=now())
     whole = time.perf_counter() - started
+    total = sum(len(offline(calm, view)) for view in VIEWS)
     chance = random.Random(20261124)
-    kills = [chance.uniform(0.1, 0.9) * whole for _ in range(3)]
-    finished = [run_and_kill(stormy, seconds) for seconds in kills]
+    kills, partial = 0, set()
+    while len(partial) < 2 and kills < 12:
+        kills += 1
+        if run_and_kill(stormy, chance.uniform(0.05, 0.9) * whole):
+            break
+        stored = sum(len(offline(stormy, view)) for view in VIEWS if parts(stormy, view))
+        if 0 < stored < total:
+            partial.add(stored)
+    assert partial, f"none of {kills} kills fell between two chunks: the test has shown nothing"
     assert run_and_kill(stormy, None)
-    assert not all(finished), f"no run was killed before its end: {kills}, undisturbed {whole:.1f} s"
     for view in VIEWS:
         expected, found = offline(calm, view), offline(stormy, view)
         assert len(found) == len(expected)

@@ -1,0 +1,107 @@
+"""`recsys-llm init`, `plan`, `rebuild`, `train`: what they make, and what they refuse."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recsys_llm import __version__
+from recsys_llm.commands.plan import plan_view
+from recsys_llm.commands.repository import init_repository
+from recsys_llm.commands.views import rebuild_view
+from recsys_llm.config import load_config
+from recsys_llm.errors import ConfigError, DataError
+from recsys_llm.timestamps import now
+from tests.builders import hours, write_interactions, write_items, write_tags
+from tests.workspace import START, make_repository, materialize
+
+
+def recsys_llm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = str(Path(sys.executable).with_name("recsys-llm"))
+    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    folder = tmp_path / "tables"
+    write_items(folder, [("i1", hours(0), "One", "Drama")])
+    write_interactions(folder, [("u1", "i1", hours(1), 5.0, 2.5)])
+    return folder
+
+
+def test_init_names_the_columns_that_it_finds(tmp_path, data):
+    write_tags(data, [("u1", "slow", hours(2))])
+    sources = load_config(init_repository(tmp_path / "repo", data=data)).sources
+    assert sources.items.parquet == str(data / "items.parquet")
+    assert (sources.interactions.rating, sources.interactions.liked_from) == ("rating", 4.0)
+    assert sources.interactions.price == "price"
+    assert sources.user_words is not None
+    assert sources.user_words.text == "tag"
+
+
+def test_init_takes_no_other_scale_for_stars(tmp_path, data):
+    write_interactions(data, [("u1", "i1", hours(1), 1.0, None), ("u2", "i1", hours(1), 0.0, None)])
+    interactions = load_config(init_repository(tmp_path / "repo", data=data)).sources.interactions
+    assert (interactions.rating, interactions.liked_from) == ("rating", None)
+
+
+def test_init_makes_a_registry_that_any_directory_can_use(tmp_path, data):
+    made = init_repository(tmp_path / "repo", data=data)
+    settings = yaml.safe_load((made / "feature_store.yaml").read_text())
+    assert settings["registry"]["path"] == f"sqlite:///{made}/data/registry.db"
+
+
+def test_init_refuses_what_it_would_overwrite(tmp_path, data):
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo" / "mine.py").touch()
+    with pytest.raises(ConfigError, match="no empty directory"):
+        init_repository(tmp_path / "repo", data=data)
+    with pytest.raises(ConfigError, match="no empty directory"):
+        init_repository(tmp_path / "repo" / "mine.py", data=data)
+
+
+def test_init_makes_nothing_of_a_folder_without_tables(tmp_path, data):
+    (data / "items.parquet").unlink()
+    with pytest.raises(DataError, match=r"items\.parquet: not found"):
+        init_repository(tmp_path / "repo", data=data)
+    (data / "items.parquet").write_text("item_id,title")
+    with pytest.raises(DataError, match="expected a parquet file"):
+        init_repository(tmp_path / "repo", data=data)
+    assert not (tmp_path / "repo").exists()
+
+
+def test_version():
+    assert recsys_llm("--version").stdout.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["init", "{root}", "--data", "{root}"], "no empty directory"),
+        (["quickstart", "--data", "{root}/nowhere", "--workdir", "{root}/w"], "no such directory"),
+        (["plan", "v", "--start", "soon", "-C", "{root}"], "expected a time such as"),
+        (["train", "seqgan_v1", "--until", "2024-01-01", "-C", "{root}"], "recsys-llm init"),
+    ],
+)
+def test_a_mistake_ends_in_one_line_and_exit_code_2(tmp_path, data, arguments, message):
+    done = recsys_llm(*(argument.format(root=tmp_path) for argument in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_plan_and_rebuild_of_a_repository(tmp_path, data, capsys):
+    repository = make_repository(tmp_path / "repo", data)
+    counted = plan_view(repository, "user_stats", start=START, end=now())
+    assert (counted.due, counted.computed) == (1, 1)
+    materialize(repository, "user_stats", end=now())
+    assert plan_view(repository, "user_stats", start=START, end=now()).skipped == 1
+    rebuild_view(repository, "user_stats")
+    materialize(repository, "user_stats", end=now())
+    assert "1 recovered" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="did you mean 'user_stats'"):
+        plan_view(repository, "user_stat", start=START, end=now())
