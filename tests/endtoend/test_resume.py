@@ -23,13 +23,12 @@ import sys
 from datetime import UTC, datetime
 from recsys_llm.retrieval import open_store
 store = open_store(sys.argv[1])
-print("ready", flush=True)
 store.materialize(datetime(1960, 1, 1, tzinfo=UTC), datetime.now(UTC), feature_views=sys.argv[2:])
 """
 
 
-def run_and_kill(repository, seconds: float | None) -> bool:
-    """Materialise in a process that is killed that long after it has started; return whether it got to its end."""
+def run_and_kill(repository, stored: int | None, delay: float = 0.0) -> bool:
+    """Materialise in a process that is killed once that many parts lie on disk; return whether it got to its end."""
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, str(repository), *VIEWS],
         stdout=subprocess.PIPE,
@@ -37,19 +36,19 @@ def run_and_kill(repository, seconds: float | None) -> bool:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert process.stdout is not None
     with process:
-        assert process.stdout.readline() == "ready\n"
-        if seconds is not None:
-            time.sleep(seconds)
+        if stored is not None:
+            while process.poll() is None and parts(repository) < stored:
+                time.sleep(0.002)
+            time.sleep(delay)
             process.send_signal(signal.SIGKILL)
         _, errors = process.communicate()
     assert process.returncode in (0, -signal.SIGKILL), errors
     return process.returncode == 0
 
 
-def parts(repository, view: str) -> list[object]:
-    return list((repository / "data" / "features" / view).glob("*.parquet"))
+def parts(repository) -> int:
+    return sum(1 for view in VIEWS for _ in (repository / "data" / "features" / view).glob("part-*.parquet"))
 
 
 @pytest.mark.xdist_group("resume")
@@ -59,20 +58,12 @@ def test_killed_runs_end_with_the_content_of_an_undisturbed_one(tmp_path, simula
     for repository in (calm, stormy):
         file = repository / "recsys_llm.yaml"
         file.write_text(file.read_text() + "chunk_rows: 16\n")
-    started = time.perf_counter()
     materialize(calm, *VIEWS, end=now())
-    whole = time.perf_counter() - started
-    total = sum(len(offline(calm, view)) for view in VIEWS)
+    total = parts(calm)
     chance = random.Random(20261124)
-    kills, partial = 0, set()
-    while len(partial) < 2 and kills < 12:
-        kills += 1
-        if run_and_kill(stormy, chance.uniform(0.05, 0.9) * whole):
-            break
-        stored = sum(len(offline(stormy, view)) for view in VIEWS if parts(stormy, view))
-        if 0 < stored < total:
-            partial.add(stored)
-    assert partial, f"none of {kills} kills fell between two chunks: the test has shown nothing"
+    for stored in sorted(chance.sample(range(1, total - 2), 3)):
+        assert not run_and_kill(stormy, stored, delay=chance.uniform(0, 0.05))
+        assert 0 < parts(stormy) < total
     assert run_and_kill(stormy, None)
     for view in VIEWS:
         expected, found = offline(calm, view), offline(stormy, view)
