@@ -23,7 +23,7 @@ from recsys_llm.config import load_config
 from recsys_llm.engine.publish import OnlinePublisher, store_identity
 from recsys_llm.errors import ConfigError
 from recsys_llm.producers import Parts, ProducerTag, Summary, open_ledger, open_producer, plan, produce
-from recsys_llm.timestamps import FUTURE_TOLERANCE, now
+from recsys_llm.timestamps import BEGINNING, FUTURE_TOLERANCE, now
 
 
 class FeatureComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]  # Feast ships no types
@@ -67,7 +67,7 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
         ledger = open_ledger(config)
         start, end = _interval(task)
         try:
-            if not ledger.parts(view.name):
+            if start > BEGINNING and not ledger.parts(view.name):
                 click.echo(f"{view.name}: first run; rows stamped at or before {start} are left out")
 
             def count() -> int:
