@@ -13,13 +13,14 @@ import recsys_llm
 
 PACKAGE = Path(recsys_llm.__file__).parent
 
-BASE = {"errors", "schema", "timestamps", "config"}
+BASE = {"errors", "files", "schema", "timestamps", "config"}
 WRITE = {"sources", "text", "seqgan", "producers", "engine"}
 READ = {"retrieval", "ranking"}
 TOP = {"commands", "bench", "cli"}
 
 ALLOWED = {
     "errors": set(),
+    "files": set(),
     "schema": set(),
     "timestamps": {"errors"},
     "config": {"errors", "schema", "timestamps"},

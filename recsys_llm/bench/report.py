@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import recsys_llm
+from recsys_llm.files import replaced_file
 
 
 def machine() -> dict[str, Any]:
@@ -50,9 +51,8 @@ def report(
 def write_report(file: Path, content: Mapping[str, Any]) -> None:
     """Write a report as JSON, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    with replaced_file(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _cpu_name() -> str:

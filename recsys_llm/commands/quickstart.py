@@ -41,6 +41,7 @@ BEGINNING_OF_TIME = "1900-01-01T00:00:00"
 TRAIN_SHARE, RANKER_SHARE = 0.6, 0.8
 MAX_POSITIVES = 15_000
 TEST_EVENTS = 1_000
+TEST_GROUPS = 5_000
 LEAST_EVENTS = 100
 CANDIDATES = 500
 VIEWS = (
@@ -186,9 +187,9 @@ def _train_rankers(steps: Steps, world: World, client: FeatureClient, seed: int)
 
 
 def _evaluate(steps: Steps, world: World, client: FeatureClient, rankers: dict[str, Ranker], seed: int) -> Evaluation:
-    # Counts are cheap to keep fresh, so a served ranker would have them up to T2: a stale baseline flatters the rest.
-    counts = CooccurrenceModel.fit(_before(world.interactions, world.rank_until), world.rank_until)
     with steps.step_with_bar("evaluate") as (step, bar):
+        # Counts are cheap to keep fresh, so a served ranker has them up to T2: a stale baseline would flatter the rest.
+        counts = CooccurrenceModel.fit(_before(world.interactions, world.rank_until), world.rank_until)
         task = bar.add_task("test events", total=TEST_EVENTS)
         evaluation = evaluate_full_catalogue(
             client,
@@ -214,12 +215,17 @@ def _evaluate_next_items(steps: Steps, world: World, checkpoint: Checkpoint, see
         times = world.interactions.column(schema.EVENT_TIMESTAMP)
         scores: dict[str, Any] = dict(
             evaluate_next_items(
-                checkpoint, world.interactions, start=world.rank_until, end=pc.max(times).as_py(), seed=seed
+                checkpoint,
+                world.interactions,
+                start=world.rank_until,
+                end=pc.max(times).as_py(),
+                largest=TEST_GROUPS,
+                seed=seed,
             )
         )
         after = world.interactions.filter(pc.greater(times, pa.scalar(world.rank_until, times.type)))
         groups = after.group_by([schema.USER_ID, schema.EVENT_TIMESTAMP]).aggregate([])
-        step.rows, step.unit = min(groups.num_rows, 5000), "groups"
+        step.rows, step.unit = min(groups.num_rows, TEST_GROUPS), "groups"
     return scores | {"chosen_model": checkpoint.manifest["chosen"]}
 
 

@@ -39,12 +39,12 @@ class FeatureComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]  #
 class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast ships no types
     """Computes the views that carry a ``recsys_llm`` tag; leaves all others to Feast's local engine."""
 
-    def __init__(self, *, device: str = "auto", executor: str = "local", **kwargs: Any) -> None:
-        # Feast hands over every key of `batch_engine`, its `type` too, which the base class doesn't know.
-        kwargs.pop("type", None)
+    def __init__(self, *, device: str = "auto", **kwargs: Any) -> None:
+        # Feast hands over every key of `batch_engine`, also those that the base class doesn't know.
+        for key in ("type", "executor"):
+            kwargs.pop(key, None)
         super().__init__(**kwargs)
         self.device = device
-        self.executor = executor
 
     def _materialize_one(
         self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any

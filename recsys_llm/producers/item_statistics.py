@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from recsys_llm.config import Config
 from recsys_llm.producers.base import Due
-from recsys_llm.producers.catalogue import Catalogue
 from recsys_llm.producers.hashing import content_hashes, fingerprint_of
+from recsys_llm.producers.timeline import Timeline, item_categories
 from recsys_llm.schema import (
     CATEGORY,
     CONTENT_HASH,
@@ -67,8 +67,8 @@ class ItemStatistics:
     def inputs(self, start: datetime, end: datetime) -> Iterator[Due]:
         """Yield the statistics due in (start, end]; they are so cheap that they are their own input."""
         period = parse_granularity(self.config.statistics.item_granularity)
-        entered = _catalogue_times(self.config, end)
-        categories = Catalogue.read(self.config, _categories, end=end)
+        categories = item_categories(self.config, end=end)
+        entered = categories.times()
         low, high = to_micros(start), to_micros(end)
         stream = tables.interactions(self.config, end=end, order_by="item", batch_rows=CHUNK_ROWS)
         for events in whole_keys(stream, ITEM_ID, batch_rows=CHUNK_ROWS):
@@ -145,7 +145,7 @@ class _Columns:
         self._stamps: list[npt.NDArray[np.int64]] = []
         self._numbers: list[npt.NDArray[np.float64]] = []
 
-    def add(self, item: str, history: _History, stamps: npt.NDArray[np.int64], categories: Catalogue) -> None:
+    def add(self, item: str, history: _History, stamps: npt.NDArray[np.int64], categories: Timeline) -> None:
         """Add one item's rows at ``stamps``."""
         before = np.searchsorted(history.times, stamps, side="left")
         recent = before - np.searchsorted(history.times, stamps - WINDOW, side="left")
@@ -171,19 +171,6 @@ class _Columns:
             pa.array(self._categories, pa.string()),
         ]
         return pa.array(self._keys, pa.string()), pa.array(stamps).cast(TIMESTAMP), features
-
-
-def _categories(batch: pa.RecordBatch) -> list[str]:
-    return [value or "" for value in batch.column(CATEGORY).to_pylist()]
-
-
-def _catalogue_times(config: Config, end: datetime) -> dict[str, list[int]]:
-    times: dict[str, list[int]] = {}
-    for batch in tables.items(config, end=end):
-        stamps = batch.column(EVENT_TIMESTAMP).cast(pa.int64()).to_pylist()
-        for item, stamp in zip(batch.column(ITEM_ID).to_pylist(), stamps, strict=True):
-            times.setdefault(item, []).append(stamp)
-    return times
 
 
 def _runs(keys: pa.Array) -> Iterator[tuple[str, int, int]]:

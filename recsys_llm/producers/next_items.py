@@ -14,7 +14,7 @@ from recsys_llm.errors import LeakageError
 from recsys_llm.producers.arrays import list_array
 from recsys_llm.producers.base import Due
 from recsys_llm.producers.hashing import HASH_BYTES, content_hashes, fingerprint_of
-from recsys_llm.producers.user_rows import UserRows, user_rows, whole_users
+from recsys_llm.producers.user_rows import UserRows, new_events, user_rows, whole_users
 from recsys_llm.schema import (
     CENTROID,
     CONTENT_HASH,
@@ -99,16 +99,9 @@ class NextItems:
             filter_seen=self.filter_seen,
             device=self.device,
         )
-        count = rows.num_rows
-        centroids = (
-            pa.nulls(count, pa.list_(pa.float32())) if predicted.centroid is None else list_array(predicted.centroid)
-        )
-        columns = [
-            predicted.item_lists(),
-            predicted.log_prob_lists(),
-            pa.array(predicted.entropy),
-            centroids,
-        ]
+        no_centroids = pa.nulls(rows.num_rows, pa.list_(pa.float32()))
+        centroids = no_centroids if predicted.centroid is None else list_array(predicted.centroid)
+        columns = [predicted.item_lists(), predicted.log_prob_lists(), pa.array(predicted.entropy), centroids]
         return pa.RecordBatch.from_arrays(columns, names=[ITEM_IDS, LOG_PROBS, ENTROPY, CENTROID])
 
     def cost(self, rows: pa.RecordBatch) -> int:
@@ -134,12 +127,11 @@ def _prefix_hashes(events: pa.RecordBatch, rows: UserRows) -> pa.Array:
     items = events.column(ITEM_ID).to_pylist()
     times = events.column(EVENT_TIMESTAMP).cast(pa.int64()).to_pylist()
     digests: list[bytes] = []
-    running, position, user_first = blake2b(digest_size=HASH_BYTES), 0, -1
-    for first, end in zip(rows.first.tolist(), rows.end.tolist(), strict=True):
-        if first != user_first:
-            running, position, user_first = blake2b(digest_size=HASH_BYTES), first, first
-        for event in range(position, end):
+    running = blake2b(digest_size=HASH_BYTES)
+    for is_new_user, events_since in new_events(rows):
+        if is_new_user:
+            running = blake2b(digest_size=HASH_BYTES)
+        for event in events_since:
             running.update(f"{times[event]}\x1f{items[event]}\x1e".encode())
-        position = end
         digests.append(running.digest())
     return pa.array(digests, pa.binary(HASH_BYTES))

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_llm.errors import FingerprintError, LedgerError
+from recsys_llm.files import replaced_file
 from recsys_llm.schema import CONTENT_HASH, CREATED_TIMESTAMP, TAG
 
 METADATA_KEY = TAG.encode()
@@ -41,7 +42,7 @@ class Parts:
 
     def names(self) -> list[str]:
         """Return the file names of all parts that hold rows, sorted."""
-        return sorted(file.name for file in self.directory.glob("part-*.parquet"))
+        return [file.name for file in part_files(self.directory)]
 
     def in_order(self, names: Iterable[str]) -> list[str]:
         """Return part names by the time at which they were computed, after a check that they are of this model.
@@ -102,17 +103,13 @@ class Parts:
         metadata = {METADATA_KEY: json.dumps({"view": self.view, **self.manifest}, sort_keys=True)}
         # Not below the view's directory: DuckDB reads every parquet file it finds there.
         temporary = self.directory.parent / f".{self.view}.{name}.{os.getpid()}.tmp"
-        try:
-            with temporary.open("wb") as stream:
-                pq.write_table(
-                    table.replace_schema_metadata(metadata), stream, compression="zstd", write_page_checksum=True
-                )
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(self.directory / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_directory(self.directory)
+        with replaced_file(self.directory / name, temporary=temporary) as file:
+            pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd", write_page_checksum=True)
+
+
+def part_files(directory: Path) -> list[Path]:
+    """Return all parts in a view's directory that hold rows, sorted."""
+    return sorted(directory.glob("part-*.parquet"))
 
 
 def read_manifest(file: Path) -> dict[str, str]:
@@ -122,11 +119,3 @@ def read_manifest(file: Path) -> dict[str, str]:
 
 def _manifest_in(schema: pa.Schema) -> dict[str, str]:
     return dict(json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}")))
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from recsys_llm.config import Config, TextEncoderConfig
 from recsys_llm.producers.arrays import list_array
 from recsys_llm.producers.base import Due
-from recsys_llm.producers.catalogue import Catalogue
 from recsys_llm.producers.hashing import content_hashes, fingerprint_of
+from recsys_llm.producers.timeline import Timeline
 from recsys_llm.producers.user_rows import UserRows, user_rows, whole_users
 from recsys_llm.schema import CONTENT_HASH, EMBEDDING, EVENT_TIMESTAMP, ITEM_ID, LIKED, ROW_ID, USER_ID
 from recsys_llm.sources import tables
@@ -85,20 +85,20 @@ class UserTextEmbedding(_TextEmbedding):
 
     def inputs(self, start: datetime, end: datetime) -> Iterator[Due]:
         """Yield user texts stamped in (start, end]; a user who has liked nothing and written nothing yet has none."""
-        template = self.settings.user.template
-        titles = Catalogue.read(
-            self.config,
-            lambda batch: item_documents(batch, template, source=self.config.sources.items.origin),
-            end=end,
+        template, source = self.settings.user.template, self.config.sources.items.origin
+        titles = Timeline.read(
+            tables.items(self.config, end=end), ITEM_ID, lambda batch: item_documents(batch, template, source=source)
         )
-        words = _Words(self.config, end)
+        words = Timeline.read(
+            tables.user_words(self.config, end=end), USER_ID, lambda batch: batch.column(TEXT).to_pylist()
+        )
         period = parse_granularity(self.settings.user.granularity)
         for events in whole_users(self.config, end):
             rows = user_rows(events, period=period, start=start, end=end)
             if len(rows.stamp):
                 yield Due(self._documents(events, rows, titles, words))
 
-    def _documents(self, events: pa.RecordBatch, rows: UserRows, titles: Catalogue, words: _Words) -> pa.RecordBatch:
+    def _documents(self, events: pa.RecordBatch, rows: UserRows, titles: Timeline, words: Timeline) -> pa.RecordBatch:
         users = events.column(USER_ID)
         items = events.column(ITEM_ID)
         liked = np.flatnonzero(events.column(LIKED).to_numpy(zero_copy_only=False))
@@ -106,7 +106,7 @@ class UserTextEmbedding(_TextEmbedding):
         for first, end, stamp in zip(rows.first.tolist(), rows.end.tolist(), rows.stamp.tolist(), strict=True):
             recent = _newest(liked, first, end, self.settings.user.recent_items)
             known = (titles.before(items[int(position)].as_py(), stamp) for position in recent)
-            own = words.before(users[first].as_py(), stamp, self.settings.user.recent_words)
+            own = words.newest_before(users[first].as_py(), stamp, self.settings.user.recent_words)
             texts.append(user_document([title for title in known if title], own))
         batch = self._batch(
             users.take(pa.array(rows.first)),
@@ -114,26 +114,6 @@ class UserTextEmbedding(_TextEmbedding):
             pa.array(texts, pa.string()),
         )
         return batch.filter(pc.greater(pc.binary_length(batch.column(TEXT)), 0))
-
-
-class _Words:
-    """What each user wrote, newest last."""
-
-    def __init__(self, config: Config, end: datetime) -> None:
-        self._of: dict[str, tuple[list[int], list[str]]] = {}
-        for batch in tables.user_words(config, end=end):
-            times = batch.column(EVENT_TIMESTAMP).cast(pa.int64()).to_pylist()
-            rows = zip(batch.column(USER_ID).to_pylist(), times, batch.column(TEXT).to_pylist(), strict=True)
-            for user, time, text in rows:
-                stamps, texts = self._of.setdefault(user, ([], []))
-                stamps.append(time)
-                texts.append(text)
-
-    def before(self, user: str, micros: int, count: int) -> list[str]:
-        """Return up to ``count`` newest texts from strictly before a time, newest first."""
-        stamps, texts = self._of.get(user, ([], []))
-        stop = int(np.searchsorted(np.asarray(stamps, np.int64), micros, side="left"))
-        return texts[max(0, stop - count) : stop][::-1]
 
 
 def _newest(positions: npt.NDArray[np.int64], first: int, end: int, count: int) -> npt.NDArray[np.int64]:

@@ -76,3 +76,17 @@ def user_rows(
     due = is_end & (stamps > to_micros(start)) & (stamps <= to_micros(end))
     positions = np.flatnonzero(due)
     return UserRows(first[positions], positions + 1, stamps[positions])
+
+
+def new_events(rows: UserRows) -> Iterator[tuple[bool, range]]:
+    """Yield for each row whether it is its user's first, and the positions of the events since the user's row before.
+
+    So a running state of each user sees every event once.
+    """
+    user_first, position = -1, 0
+    for first, end in zip(rows.first.tolist(), rows.end.tolist(), strict=True):
+        is_new_user = first != user_first
+        if is_new_user:
+            user_first, position = first, first
+        yield is_new_user, range(position, end)
+        position = end

@@ -13,13 +13,12 @@ import pyarrow as pa
 
 from recsys_llm.config import Config
 from recsys_llm.producers.base import Due
-from recsys_llm.producers.catalogue import Catalogue
 from recsys_llm.producers.hashing import content_hashes, fingerprint_of
 from recsys_llm.producers.item_statistics import CHUNK_ROWS
-from recsys_llm.producers.user_rows import UserRows, user_rows, whole_users
+from recsys_llm.producers.timeline import Timeline, item_categories
+from recsys_llm.producers.user_rows import UserRows, new_events, user_rows, whole_users
 from recsys_llm.schema import (
     CATEGORIES,
-    CATEGORY,
     CATEGORY_SHARES,
     CONTENT_HASH,
     EVENT_TIMESTAMP,
@@ -80,7 +79,7 @@ class UserStatistics:
 
     def inputs(self, start: datetime, end: datetime) -> Iterator[Due]:
         """Yield the statistics due in (start, end]; they are so cheap that they are their own input."""
-        categories = Catalogue.read(self.config, _categories, end=end)
+        categories = item_categories(self.config, end=end)
         for events in whole_users(self.config, end):
             rows = user_rows(events, period=self._period, start=start, end=end)
             if len(rows.stamp):
@@ -94,18 +93,16 @@ class UserStatistics:
         """Return the number of rows."""
         return int(rows.num_rows)
 
-    def _batch(self, events: pa.RecordBatch, rows: UserRows, categories: Catalogue) -> pa.RecordBatch:
+    def _batch(self, events: pa.RecordBatch, rows: UserRows, categories: Timeline) -> pa.RecordBatch:
         reader = _EventReader(events, categories)
         settings = self.config.statistics
         table: dict[str, list[object]] = {name: [] for name in self.features.names if name != ROW_ID}
         state = _State(settings.recent_items)
-        position, user_first = 0, -1
-        for first, end in zip(rows.first.tolist(), rows.end.tolist(), strict=True):
-            if first != user_first:
-                state, position, user_first = _State(settings.recent_items), first, first
-            for event in range(position, end):
+        for is_new_user, events_since in new_events(rows):
+            if is_new_user:
+                state = _State(settings.recent_items)
+            for event in events_since:
                 state.add(*reader.event(event))
-            position = end
             for name, value in state.row(settings.categories).items():
                 table[name].append(value)
         keys = events.column(USER_ID).take(pa.array(rows.first))
@@ -120,7 +117,7 @@ class UserStatistics:
 class _EventReader:
     """Plain Python values of events, by position."""
 
-    def __init__(self, events: pa.RecordBatch, categories: Catalogue) -> None:
+    def __init__(self, events: pa.RecordBatch, categories: Timeline) -> None:
         self._items = events.column(ITEM_ID).to_pylist()
         self._times = events.column(EVENT_TIMESTAMP).cast(pa.int64()).to_pylist()
         self._ratings = events.column(RATING).to_pylist()
@@ -178,7 +175,3 @@ class _State:
             CATEGORIES: [name for name, _ in favourites],
             CATEGORY_SHARES: [float(np.float32(number / self.events)) for _, number in favourites],
         }
-
-
-def _categories(batch: pa.RecordBatch) -> list[str]:
-    return [value or "" for value in batch.column(CATEGORY).to_pylist()]

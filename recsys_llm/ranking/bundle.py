@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from recsys_llm.errors import CheckpointError
+from recsys_llm.files import replaced_directory, write_synced
 
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
@@ -29,9 +27,6 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 def write_bundle(directory: Path | str, kind: str, tensors: Tensors, facts: Mapping[str, Any]) -> None:
     """Write ``tensors`` and ``facts`` (JSON values) to ``directory``, replacing what an earlier call wrote there.
 
-    The files are made in a sibling directory and moved into place, so that a killed process leaves the old bundle or
-    the new one.
-
     Raises
     ------
     CheckpointError
@@ -40,17 +35,12 @@ def write_bundle(directory: Path | str, kind: str, tensors: Tensors, facts: Mapp
     target = Path(directory)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file())):
         raise CheckpointError(f"{target}: expected a new directory or an old checkpoint, found something else; move it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        data = save_tensors({name: np.ascontiguousarray(value) for name, value in tensors.items()})
-        body = {"kind": kind, "facts": dict(facts)}
-        manifest = {"format": FORMAT, **body, "sha256": {TENSORS: _hash(data), "facts": _hash(_canonical(body))}}
-        _write(made / TENSORS, data)
-        _write(made / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
-        _replace(made, target)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    data = save_tensors({name: np.ascontiguousarray(value) for name, value in tensors.items()})
+    body = {"kind": kind, "facts": dict(facts)}
+    manifest = {"format": FORMAT, **body, "sha256": {TENSORS: _hash(data), "facts": _hash(_canonical(body))}}
+    with replaced_directory(target) as made:
+        write_synced(made / TENSORS, data)
+        write_synced(made / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
 
 
 def read_bundle(directory: Path | str, kind: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
@@ -93,19 +83,3 @@ def _canonical(body: Mapping[str, Any]) -> bytes:
 
 def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _write(file: Path, data: bytes) -> None:
-    with file.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _replace(made: Path, target: Path) -> None:
-    old = made.with_name(made.name + ".old")
-    if target.exists():
-        target.rename(old)
-    made.chmod(0o755)
-    made.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

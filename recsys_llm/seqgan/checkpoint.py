@@ -16,9 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +28,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from recsys_llm.errors import CheckpointError
+from recsys_llm.files import replaced_directory, write_synced
 from recsys_llm.seqgan.generator import Generator
 from recsys_llm.seqgan.histories import Ints
 from recsys_llm.seqgan.vocabulary import Vocabulary
@@ -109,7 +107,7 @@ class Checkpoint:
         return self.generators[key]
 
     def save(self, directory: Path | str) -> None:
-        """Write the checkpoint; a directory with an older one is replaced, as a whole.
+        """Write the checkpoint; a directory with an older one is replaced.
 
         Raises
         ------
@@ -119,22 +117,9 @@ class Checkpoint:
         target = Path(directory)
         if target.exists() and not (target / _MANIFEST).is_file() and (target.is_file() or any(target.iterdir())):
             raise CheckpointError(f"{target}: exists and is no checkpoint; name another directory")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
+        with replaced_directory(target) as fresh:
             for name, content in {**self._contents(), _MANIFEST: _signed(self.manifest)}.items():
-                _write(fresh / name, content)
-            fresh.chmod(0o755)
-            if target.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-                target.replace(old / target.name)
-                fresh.replace(target)
-                shutil.rmtree(old)
-            else:
-                fresh.replace(target)
-        finally:
-            if fresh.exists():
-                shutil.rmtree(fresh)
+                write_synced(fresh / name, content)
 
     @classmethod
     def load(cls, directory: Path | str) -> Self:
@@ -219,10 +204,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror}); train a model or check the path") from None
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

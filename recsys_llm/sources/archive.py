@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +9,6 @@ from pathlib import Path
 from typing import IO
 
 from recsys_llm.errors import DownloadError
-from recsys_llm.sources.files import sync_directory
 
 MAX_MEMBER_BYTES = 2**30
 """A member that unpacks to more than this is refused."""
@@ -42,16 +39,3 @@ def opened_member(archive: Path, name: str) -> Iterator[IO[bytes]]:
                 yield member
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise DownloadError(f"{archive.name}: not a whole zip file: {error}; delete {archive} and try again") from error
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Hand out a temporary folder beside ``target``; on success it takes its place, otherwise it is removed."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        temporary.rename(target)
-        sync_directory(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -13,7 +13,7 @@ from filelock import FileLock
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from recsys_llm.errors import DownloadError
-from recsys_llm.sources.files import replaced_file
+from recsys_llm.files import replaced_file
 
 ATTEMPTS = 5
 TIMEOUT_S = 30.0

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_llm.errors import DownloadError
-from recsys_llm.sources.archive import new_folder, opened_member
+from recsys_llm.files import replaced_directory
+from recsys_llm.sources.archive import opened_member
 from recsys_llm.sources.download import exclusive, fetch_file, published_md5
 from recsys_llm.timestamps import TIMESTAMP
 
@@ -65,7 +66,7 @@ def fetch_movielens_small(cache: Path, *, url: str = URL, sha256: str | None = N
         movies = _read(archive, "movies.csv", {"movieId": str, "title": str, "genres": str})
         ratings = _read(archive, "ratings.csv", {"userId": str, "movieId": str, "rating": "float32", "timestamp": int})
         tags = _read(archive, "tags.csv", {"userId": str, "movieId": str, "tag": str, "timestamp": int})
-        with new_folder(folder) as temporary:
+        with replaced_directory(folder) as temporary:
             pq.write_table(_items(movies, tags), temporary / "items.parquet")
             pq.write_table(_interactions(ratings), temporary / "interactions.parquet")
             pq.write_table(_tags(tags), temporary / "tags.parquet")

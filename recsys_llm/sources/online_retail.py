@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_llm.errors import DataError, DownloadError
-from recsys_llm.sources.archive import new_folder, opened_member
+from recsys_llm.files import replaced_directory
+from recsys_llm.sources.archive import opened_member
 from recsys_llm.sources.download import exclusive, fetch_file
 from recsys_llm.timestamps import TIMESTAMP
 
@@ -67,7 +68,7 @@ def fetch_online_retail(cache: Path, *, url: str = URL, sha256: str | None = Non
         archive = fetch_file(url, cache / "online_retail.zip", sha256=sha256)
         with opened_member(archive, "Online Retail.xlsx") as member:
             lines = order_lines(_rows(member, archive), name=archive.name)
-        with new_folder(folder) as temporary:
+        with replaced_directory(folder) as temporary:
             pq.write_table(_items(lines), temporary / "items.parquet")
             pq.write_table(_interactions(lines), temporary / "interactions.parquet")
             (temporary / "PROVENANCE.md").write_text(

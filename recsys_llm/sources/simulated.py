@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys_llm.sources.files import replaced_file
+from recsys_llm.files import replaced_file
 from recsys_llm.timestamps import TIMESTAMP, to_micros
 
 START = datetime(2023, 1, 1, tzinfo=UTC)

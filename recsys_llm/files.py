@@ -1,0 +1,78 @@
+"""Files and directories that are either whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replaced_file(target: Path, *, temporary: Path | None = None) -> Iterator[Path]:
+    """Hand out a temporary path; on success it is synced and takes the place of ``target``, otherwise it is removed.
+
+    Parameters
+    ----------
+    temporary
+        On the same file system; None: a hidden name beside ``target``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "note.txt"
+    >>> with replaced_file(target) as file:
+    ...     _ = file.write_text("whole")
+    >>> target.read_text(), [path.name for path in target.parent.iterdir()]
+    ('whole', ['note.txt'])
+    """
+    temporary = temporary or target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(target)
+        sync_directory(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replaced_directory(target: Path) -> Iterator[Path]:
+    """Hand out an empty directory beside ``target``; on success it takes its place as a whole, otherwise it is removed.
+
+    A directory can't be replaced in one step: a process killed between the two renames leaves the old one beside
+    ``target``, as ``.NAME.*.old``.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    old = fresh.with_name(f"{fresh.name}.old")
+    try:
+        yield fresh
+        fresh.chmod(0o755)
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+        sync_directory(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def write_synced(file: Path, content: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a rename in ``directory`` survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
