@@ -140,6 +140,8 @@ class TextEncoderConfig(_Section):
     normalize: bool = True
     max_tokens: int = Field(default=256, ge=8, le=8192)
     """Tokens per text, special ones included; the rest is cut."""
+    transform: str | None = None
+    """Directory of a map that `recsys-llm text compress` or `recsys-llm migrate` fitted to this encoder's vectors."""
     template: str = "{title}. {text}"
     """An item's text, from columns of ``items``."""
     user: UserDocumentConfig = UserDocumentConfig()

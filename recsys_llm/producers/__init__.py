@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from recsys_llm.config import Config, TextEncoderConfig
@@ -64,14 +65,17 @@ def load_encoder(settings: TextEncoderConfig, config: Config, *, device: str = "
     """Return a text encoder of recsys_llm.yaml; the views of one run share it."""
     local = config.path(settings.model)
     model = str(local) if local.is_dir() else settings.model
-    return _load_encoder(model, device, settings.max_tokens, settings.pooling, settings.normalize)
+    transform = None if settings.transform is None else config.path(settings.transform)
+    return _load_encoder(model, device, settings.max_tokens, settings.pooling, settings.normalize, transform)
 
 
 @lru_cache(maxsize=2)
 def _load_encoder(
-    model: str, device: str, max_tokens: int, pooling: Literal["mean", "cls"], normalize: bool
+    model: str, device: str, max_tokens: int, pooling: Literal["mean", "cls"], normalize: bool, transform: Path | None
 ) -> TextEncoder:
-    return TextEncoder.load(model, device=device, max_tokens=max_tokens, pooling=pooling, normalize=normalize)
+    return TextEncoder.load(
+        model, device=device, max_tokens=max_tokens, pooling=pooling, normalize=normalize, transform=transform
+    )
 
 
 def _model(view: str, tag: ProducerTag, known: dict[str, _Settings], section: str) -> _Settings:

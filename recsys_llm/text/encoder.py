@@ -2,12 +2,14 @@
 
 Devlin et al. 2019 (BERT); Reimers and Gurevych 2019 (Sentence-BERT, for pooling). Texts are tokenised once, in windows
 of a fixed number of texts so that memory doesn't grow with them, sorted by tokens, and run in batches of a fixed
-number of padded tokens rather than of texts.
+number of tokens rather than of texts: packed without padding (:mod:`~recsys_llm.text.packed`) where the architecture is
+known, padded (:mod:`~recsys_llm.text.padded`) where it isn't.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Self
 
@@ -17,18 +19,21 @@ import torch
 from torch import nn
 
 from recsys_llm.errors import ConfigError, ModelError, RowError, SchemaError, did_you_mean
+from recsys_llm.text.architectures import read_architecture
+from recsys_llm.text.batching import Backbone, open_batches
 from recsys_llm.text.documents import clean_text
 from recsys_llm.text.fingerprint import encoder_fingerprint
 from recsys_llm.text.loading import check_fit, load_backbone, load_tokenizer, resolve_device
+from recsys_llm.text.manifest import EncoderManifest
 from recsys_llm.text.model_files import resolve_model, warn_of_other_pooling
+from recsys_llm.text.packed import ACTIVATIONS, PackedModel
+from recsys_llm.text.padded import PaddedModel
 from recsys_llm.text.pooling import POOLINGS, unit_length
-from recsys_llm.text.tokens import Tokenizer, padded, token_batches
+from recsys_llm.text.tokens import Tokenizer
+from recsys_llm.text.transform import VectorTransform
 
 WINDOW = 4096
 """Texts that are tokenised and sorted together; exact duplicates within are encoded once."""
-
-TOKEN_BUDGET = {"cpu": 1024, "cuda": 32768}
-"""Padded tokens in a batch. On 1 core MiniLM was fastest at 1,024; from 4,096 on, activations leave the cache."""
 
 
 class TextEncoder:
@@ -44,31 +49,33 @@ class TextEncoder:
         32 hex digits that change with the weights, tokenizer, pooling, normalisation, maximum length and dimension, and
         with nothing else.
     device : torch.device
+    trained_until : datetime or None
+        Cut-off of the training data, for an encoder that was trained here: its vectors are valid from then on.
+    transform : VectorTransform or None
+        Applied to every vector.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        backbone: Backbone,
         tokenizer: Tokenizer,
         *,
         name: str,
         dim: int,
-        pad: int,
-        pooling: str,
         normalize: bool,
         fingerprint: str,
-        device: torch.device,
+        trained_until: datetime | None = None,
+        transform: VectorTransform | None = None,
     ) -> None:
         self.name = name
-        self.dim = dim
-        self.fingerprint = fingerprint
-        self.device = device
-        self._model = model
+        self.dim = dim if transform is None else transform.dim
+        self.fingerprint = fingerprint if transform is None else transform.fingerprint
+        self.trained_until = trained_until
+        self.transform = transform
+        self.device = backbone.device
+        self._batches = open_batches(backbone, is_padded=isinstance(backbone, PaddedModel))
         self._tokenize = tokenizer
-        self._pad = pad
-        self._pool = POOLINGS[pooling]
         self._normalize = normalize
-        self._budget = TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"])
 
     @classmethod
     def load(
@@ -79,6 +86,7 @@ class TextEncoder:
         max_tokens: int = 256,
         pooling: str = "mean",
         normalize: bool = True,
+        transform: Path | None = None,
     ) -> Self:
         """Load an encoder from local files, or from a hub into its cache.
 
@@ -95,6 +103,8 @@ class TextEncoder:
             ``mean`` of all tokens, or ``cls``: the first token.
         normalize
             Scale every vector to length 1.
+        transform
+            Directory of a :class:`~recsys_llm.text.transform.VectorTransform` that was fitted to this encoder.
 
         Raises
         ------
@@ -115,26 +125,32 @@ class TextEncoder:
         target = resolve_device(device)
         files = resolve_model(model)
         warn_of_other_pooling(files, pooling)
-        fingerprint = encoder_fingerprint(files, pooling=pooling, normalize=normalize, max_tokens=max_tokens)
+        manifest = EncoderManifest.read(files.directory)
+        trained_until = None if manifest is None else manifest.trained_until
+        fingerprint = encoder_fingerprint(
+            files, pooling=pooling, normalize=normalize, max_tokens=max_tokens, trained_until=trained_until
+        )
+        mapped = None if transform is None else VectorTransform.load(transform)
+        if mapped is not None:
+            mapped.check_input(fingerprint, model=files.name)
         tokenizer = load_tokenizer(files)
-        backbone = load_backbone(files, device=target)
-        check_fit(files, backbone, tokenizer, max_tokens=max_tokens)
+        transformer = load_backbone(files, device=target)
+        check_fit(files, transformer, tokenizer, max_tokens=max_tokens)
         return cls(
-            backbone,
+            _backbone(transformer, pad=tokenizer.pad_token_id or 0, pooling=pooling),
             Tokenizer(tokenizer.backend_tokenizer, max_tokens=max_tokens),
             name=files.name,
             dim=files.dim,
-            pad=tokenizer.pad_token_id or 0,
-            pooling=pooling,
             normalize=normalize,
             fingerprint=fingerprint,
-            device=target,
+            trained_until=trained_until,
+            transform=mapped,
         )
 
     def encode(self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None) -> npt.NDArray[np.float32]:
         """Return the vector of each text.
 
-        A text's vector doesn't depend on the others (within 1e-5). NUL and lone surrogates are replaced as
+        A text's vector doesn't depend on the others (within 1e-6). NUL and lone surrogates are replaced as
         :func:`~recsys_llm.text.clean_text` does. An empty text is valid: its vector is that of the special tokens.
 
         Parameters
@@ -159,50 +175,54 @@ class TextEncoder:
         """
         vectors = np.zeros((len(texts), self.dim), np.float32)
         done = 0
-        for window, start in _windows(texts):
-            places: dict[str, list[int]] = {}
-            for place, text in enumerate(window, start):
-                places.setdefault(text, []).append(place)
-            rows = list(places.values())
-            ids = self._tokenize(list(places))
-            lengths = np.array([len(row) for row in ids], np.int64)
-            for batch in token_batches(lengths, budget=self._budget):
-                found = self._forward([ids[row] for row in batch])
-                self._check_finite(found, [rows[row][0] for row in batch])
-                counts = [len(rows[row]) for row in batch]
-                vectors[[place for row in batch for place in rows[row]]] = np.repeat(found, counts, axis=0)
-                done += sum(counts)
-                if progress is not None:
-                    progress(done)
-            without_tokens = sum(len(rows[row]) for row in np.flatnonzero(lengths == 0))
-            done += without_tokens  # their vectors stay zero
-            if progress is not None and without_tokens:
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None and count:
                 progress(done)
+
+        for window, start in _windows(texts):
+            places: dict[str, int] = {}
+            inverse = np.array([places.setdefault(text, len(places)) for text in window])
+            found = self._encode_unique(list(places), np.bincount(inverse), advance)
+            self._check_finite(found, inverse, start)
+            vectors[start : start + len(window)] = found[inverse]
         return vectors
+
+    def _encode_unique(
+        self, texts: Sequence[str], counts: npt.NDArray[np.int64], advance: Callable[[int], None]
+    ) -> npt.NDArray[np.float32]:
+        """Return the vector of each text, (n, dim); zeros for one without any token."""
+        ids = self._tokenize(texts)
+        pooled, order = self._batches.run(ids, lambda batch: advance(int(counts[batch].sum())))
+        found = np.zeros((len(texts), self.dim), np.float32)
+        if order:
+            host = (unit_length(pooled) if self._normalize else pooled).cpu().numpy()
+            found[order] = host if self.transform is None else self.transform.apply(host)
+        without_tokens = np.array([len(row) == 0 for row in ids])
+        advance(int(counts[without_tokens].sum()))
+        return found
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Return the tokens that :meth:`encode` reads of ``texts``, special ones included, duplicates every time."""
         return sum(len(ids) for window, _ in _windows(texts) for ids in self._tokenize(window))
 
-    def _forward(self, ids: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.float32]:
-        matrix, ones = padded(ids, pad=self._pad)
-        with torch.inference_mode():
-            tokens = torch.from_numpy(matrix).to(self.device)  # (B, T)
-            mask = torch.from_numpy(ones).to(self.device)
-            # Without padding no mask is needed, and attention is faster without one.
-            hidden = self._model(input_ids=tokens, attention_mask=None if ones.all() else mask)[0]  # (B, T, H)
-            pooled = self._pool(hidden, mask)  # (B, H)
-            found: npt.NDArray[np.float32] = (unit_length(pooled) if self._normalize else pooled).cpu().numpy()
-        return found
-
-    def _check_finite(self, vectors: npt.NDArray[np.float32], places: Sequence[int]) -> None:
-        bad_rows = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
-        if bad_rows:
-            bad = min(places[row] for row in bad_rows)
+    def _check_finite(self, found: npt.NDArray[np.float32], inverse: npt.NDArray[np.int64], start: int) -> None:
+        broken = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        if len(broken):
+            bad = start + int(np.argmax(np.isin(inverse, broken)))
             raise ModelError(
                 f"text {bad}: the model {self.name!r} gave a vector with NaN or infinite values, so no vector of this "
                 "call is returned; check the model's weights, or leave that text out"
             )
+
+
+def _backbone(model: nn.Module, *, pad: int, pooling: str) -> Backbone:
+    weights = read_architecture(model)
+    if weights is None or weights.activation not in ACTIVATIONS:
+        return PaddedModel(model, pad=pad, pooling=pooling)
+    return PackedModel(weights, pooling=pooling)
 
 
 def _windows(texts: Sequence[str]) -> Iterator[tuple[list[str], int]]:

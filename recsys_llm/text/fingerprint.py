@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,21 @@ _NO_EFFECT = {
 }
 
 
-def encoder_fingerprint(files: ModelFiles, *, pooling: str, normalize: bool, max_tokens: int) -> str:
+def encoder_fingerprint(
+    files: ModelFiles, *, pooling: str, normalize: bool, max_tokens: int, trained_until: datetime | None = None
+) -> str:
     """Hash what an encoder's vectors depend on, without loading the model.
 
-    That is: weights, architecture (config.json), tokenizer files, pooling, normalisation, maximum length and dimension.
-    The path, the device, the machine, and notes such as the version that saved a file have no part in it.
+    That is: weights, architecture (config.json), tokenizer files, pooling, normalisation, maximum length and dimension;
+    for an encoder that was trained here, also the time from which its vectors may be seen. The path, the device, the
+    machine, and notes such as the version that saved a file have no part in it.
 
     Parameters
     ----------
     files
         From :func:`~recsys_llm.text.resolve_model`.
+    trained_until
+        From the model's :class:`~recsys_llm.text.manifest.EncoderManifest`, where there is one.
 
     Returns
     -------
@@ -43,7 +49,7 @@ def encoder_fingerprint(files: ModelFiles, *, pooling: str, normalize: bool, max
         A file can't be read.
     """
     paths = (files.directory / CONFIG, *files.tokenizer, *files.weights)
-    content = {
+    content: dict[str, Any] = {
         "version": 1,
         "files": {path.name: _digest(path) for path in paths},
         "pooling": pooling,
@@ -51,6 +57,8 @@ def encoder_fingerprint(files: ModelFiles, *, pooling: str, normalize: bool, max
         "max_tokens": max_tokens,
         "dim": files.dim,
     }
+    if trained_until is not None:
+        content["trained_until"] = trained_until.isoformat()
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:LENGTH]
 
 

@@ -56,53 +56,29 @@ class Tokenizer:
         ]
 
 
-def token_batches(lengths: npt.NDArray[np.int64], *, budget: int) -> list[npt.NDArray[np.int64]]:
-    """Group texts of similar length, longest first.
+def batch_end(lengths: npt.NDArray[np.int64], start: int, *, budget: int, is_padded: bool) -> int:
+    """Return where the batch that begins at ``start`` ends.
 
     Parameters
     ----------
     lengths : int64 (n,)
-        Tokens of each text.
+        Tokens of each text, longest first.
     budget
-        Rows times longest length of a batch, at most; a longer text is a batch of its own.
-
-    Returns
-    -------
-    list of int64 arrays
-        Positions in ``lengths``, each once; equal lengths stay in input order. Texts without tokens are in none.
+        Tokens of a batch at most; a longer text is a batch of its own.
+    is_padded
+        Whether every text costs as much as the longest of its batch.
 
     Examples
     --------
-    >>> [batch.tolist() for batch in token_batches(np.array([2, 9, 0, 3, 3]), budget=6)]
-    [[1], [3, 4], [0]]
+    >>> batch_end(np.array([9, 3, 3, 2]), 1, budget=6, is_padded=True)
+    3
+    >>> batch_end(np.array([9, 3, 2, 1]), 1, budget=6, is_padded=False)
+    4
     """
-    order = np.argsort(-lengths, kind="stable")
-    order = order[lengths[order] > 0]
-    batches = []
-    start = 0
-    while start < len(order):
-        stop = start + max(1, budget // int(lengths[order[start]]))
-        batches.append(order[start:stop])
-        start = stop
-    return batches
-
-
-def padded(ids: Sequence[npt.NDArray[np.int32]], *, pad: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return ids padded on the right and their mask, both int64 (rows, longest).
-
-    Examples
-    --------
-    >>> ids, mask = padded([np.array([5, 6, 7], np.int32), np.array([5], np.int32)], pad=0)
-    >>> ids.tolist(), mask.tolist()
-    ([[5, 6, 7], [5, 0, 0]], [[1, 1, 1], [1, 0, 0]])
-    """
-    longest = max(len(row) for row in ids)
-    matrix = np.full((len(ids), longest), pad, np.int64)
-    mask = np.zeros((len(ids), longest), np.int64)
-    for place, row in enumerate(ids):
-        matrix[place, : len(row)] = row
-        mask[place, : len(row)] = 1
-    return matrix, mask
+    if is_padded:
+        return min(len(lengths), start + max(1, budget // int(lengths[start])))
+    total = np.cumsum(lengths[start : start + budget])
+    return start + max(1, int(np.searchsorted(total, budget, side="right")))
 
 
 def _head(text: str, characters: int) -> str:

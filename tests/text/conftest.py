@@ -16,11 +16,15 @@ from transformers import (
     BertModel,
     DistilBertConfig,
     DistilBertModel,
+    ElectraConfig,
+    ElectraModel,
     MPNetConfig,
     MPNetModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
 )
 
 from recsys_llm.text.loading import quiet_transformers
@@ -40,13 +44,13 @@ Reference = Callable[..., np.ndarray]
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a function that saves a small random model and returns its directory."""
 
-    def make(kind: str = "bert", *, seed: int = 0, positions: int = 64) -> Path:
+    def make(kind: str = "bert", *, seed: int = 0, positions: int = 64, **settings: object) -> Path:
         directory = tmp_path_factory.mktemp(kind)
-        byte_level = kind in ("roberta", "mpnet")
+        byte_level = kind in ("roberta", "xlm-roberta", "mpnet")
         tokenizer = _byte_level_tokenizer() if byte_level else _wordpiece_tokenizer()
         torch.manual_seed(seed)
         with quiet_transformers():
-            _model(kind, len(tokenizer), positions).save_pretrained(directory)
+            _model(kind, len(tokenizer), positions, settings).save_pretrained(directory)
             tokenizer.save_pretrained(directory)
         return directory
 
@@ -81,26 +85,23 @@ def reference() -> Reference:
     return encode
 
 
-def _model(kind: str, vocabulary: int, positions: int) -> torch.nn.Module:
+def _model(kind: str, vocabulary: int, positions: int, settings: dict[str, object]) -> torch.nn.Module:
     sizes = {"vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    sizes |= {"intermediate_size": 64, "max_position_embeddings": positions, "initializer_range": 0.3}
+    sizes |= {"intermediate_size": 64, "max_position_embeddings": positions, "initializer_range": 0.3, **settings}
+    byte_level = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    if kind == "distilbert":
+        names = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+        names |= {"intermediate_size": "hidden_dim"}
+        return DistilBertModel(DistilBertConfig(**{names.get(name, name): value for name, value in sizes.items()}))
     if kind == "bert":
         return BertModel(BertConfig(**sizes))
-    if kind == "distilbert":
-        return DistilBertModel(
-            DistilBertConfig(
-                vocab_size=vocabulary,
-                dim=32,
-                n_layers=2,
-                n_heads=4,
-                hidden_dim=64,
-                max_position_embeddings=positions,
-                initializer_range=0.3,
-            )
-        )
+    if kind == "electra":
+        return ElectraModel(ElectraConfig(**sizes, embedding_size=32))
     if kind == "roberta":
-        return RobertaModel(RobertaConfig(**sizes, pad_token_id=1, bos_token_id=0, eos_token_id=2))
-    return MPNetModel(MPNetConfig(**sizes, pad_token_id=1, bos_token_id=0, eos_token_id=2))
+        return RobertaModel(RobertaConfig(**sizes, **byte_level))
+    if kind == "xlm-roberta":
+        return XLMRobertaModel(XLMRobertaConfig(**sizes, **byte_level))
+    return MPNetModel(MPNetConfig(**sizes, **byte_level))
 
 
 def _wordpiece_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,26 +1,14 @@
-"""Batches: every text once, similar lengths together, never above the budget."""
+"""Token ids of long texts, padding and pooling."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
+from recsys_llm.text.padded import padded
 from recsys_llm.text.pooling import cls_pooling, mean_pooling, unit_length
-from recsys_llm.text.tokens import Tokenizer, padded, token_batches
-
-
-@given(st.lists(st.integers(0, 40), max_size=60), st.integers(1, 100))
-def test_batches_hold_each_text_once_within_the_budget(lengths, budget):
-    lengths = np.array(lengths, np.int64)
-    batches = token_batches(lengths, budget=budget)
-    assert sorted(np.concatenate([np.empty(0, np.int64), *batches])) == np.flatnonzero(lengths).tolist()
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * lengths[batch].max() <= budget
-    flat = [int(lengths[row]) for batch in batches for row in batch]
-    assert flat == sorted(flat, reverse=True)
+from recsys_llm.text.tokens import Tokenizer
 
 
 def test_padding_is_on_the_right_and_masked():
