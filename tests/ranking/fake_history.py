@@ -54,6 +54,9 @@ class FakeHistory:
         self.category = dict(zip(items["item_id"], items["category"], strict=True))
         self.calls: list[tuple[str, int]] = []
 
+    def bridges(self, service: str) -> dict[str, str]:
+        return {}
+
     def fingerprints(self, service: str) -> dict[str, str | None]:
         return dict(VIEWS)
 
