@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from recsys_llm.errors import CheckpointError
+from recsys_llm.errors import CheckpointError, SchemaError
 from recsys_llm.files import write_synced
 from recsys_llm.timestamps import as_utc
 
@@ -78,8 +78,8 @@ class EncoderManifest:
                 content["settings"],
                 content["scores"],
             )
-            files: dict[str, str] = content["files"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            files: dict[str, str] = dict(content["files"])
+        except (OSError, ValueError, KeyError, TypeError, SchemaError) as error:
             raise CheckpointError(f"{path}: not readable ({type(error).__name__}: {error}); train it again") from None
         for name, expected in files.items():
             if not (directory / name).is_file():
