@@ -55,6 +55,16 @@ def peak_memory(files: ModelFiles, rows: int, *, max_tokens: int) -> float:
 
 def _peak_of_materialising(root: Path, max_tokens: int) -> float:
     _materialise(root, TextEncoder.load(root / "model", device="cpu", max_tokens=max_tokens))
+    return _peak_mib()
+
+
+def _peak_mib() -> float:
+    # After a fork and exec, getrusage still counts the parent's pages; Linux's high-water mark starts anew.
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

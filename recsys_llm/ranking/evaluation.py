@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from recsys_llm.bootstrap import Interval, paired_difference
 from recsys_llm.errors import LeakageError, ModelError
-from recsys_llm.ranking.bootstrap import Interval, paired_difference
 from recsys_llm.ranking.events import (
     Catalogue,
     Events,
@@ -45,6 +45,10 @@ class History(Protocol):
 
     def fingerprints(self, service: str) -> Mapping[str, str | None]:
         """Return the fingerprint of the model behind each view."""
+        ...
+
+    def bridges(self, service: str) -> Mapping[str, str]:
+        """Return the fingerprint that each bridged view stands in for."""
         ...
 
 
@@ -171,7 +175,7 @@ def evaluate_full_catalogue(
     tasks = _Tasks(history, catalogue, wanted, drawn, drop_seen, seed)
     ranks = {name: np.zeros(len(drawn), np.int64) for name in rankers}
     counts = np.zeros(len(drawn), np.int64)
-    fingerprints = client.fingerprints(service)
+    fingerprints, bridges = client.fingerprints(service), client.bridges(service)
     for positions in tasks.batches(batch_days):
         item, offset = _item_block(client, catalogue, micros[drawn[positions]], service)
         user, user_row = _user_block(client, history, drawn[positions], service)
@@ -185,6 +189,7 @@ def evaluate_full_catalogue(
                 user_rows=np.repeat(user_row[some], lengths),
                 item_rows=np.concatenate([codes for codes, _ in candidates]) + np.repeat(offset[some], lengths),
                 fingerprints=fingerprints,
+                bridges=bridges,
             )
             for name, ranker in rankers.items():
                 with one_thread():

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recsys_llm.bootstrap import paired_difference
 from recsys_llm.errors import ModelError
-from recsys_llm.ranking.bootstrap import paired_difference
 from recsys_llm.ranking.metrics import hit_rate, ndcg, rank_of, reciprocal_rank
 
 

@@ -1,4 +1,4 @@
-"""How sure a difference between two rankers is: a paired bootstrap that resamples users, not events."""
+"""How sure a difference between two models is: a paired bootstrap that resamples users, not events."""
 
 from __future__ import annotations
 
