@@ -1,0 +1,38 @@
+"""Options that several commands of ``recsys-llm`` share."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from recsys_llm.errors import ConfigError
+from recsys_llm.timestamps import as_utc, now
+
+Repository = Annotated[
+    Path, typer.Option("--repository", "-C", help="The feature repository.", exists=True, file_okay=False)
+]
+JsonFile = Annotated[Optional[Path], typer.Option("--json", help="Also write the figures to this file.")]  # noqa: UP045
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+def parse_time(text: str) -> datetime:
+    """Read a time as Feast's command line does: without a zone it is UTC.
+
+    Raises
+    ------
+    ConfigError
+        ``text`` is no time in ISO 8601.
+
+    Examples
+    --------
+    >>> parse_time("2024-06-01").isoformat()
+    '2024-06-01T00:00:00+00:00'
+    """
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"expected a time such as 2024-06-01 or 2024-06-01T12:00:00+00:00, found {text!r}") from None
+    return as_utc(value if value.tzinfo else value.replace(tzinfo=now().tzinfo))

@@ -1,0 +1,127 @@
+"""The item vectors of an encoder, from the parts of its view where there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys_llm.config import Config, TextEncoderConfig
+from recsys_llm.engine.engine import parts_directory
+from recsys_llm.errors import DataError, FingerprintError
+from recsys_llm.producers import ProducerTag
+from recsys_llm.producers.hashing import fingerprint_of
+from recsys_llm.producers.parts import part_files, read_manifest
+from recsys_llm.producers.vectors import item_vectors
+from recsys_llm.schema import EVENT_TIMESTAMP, ITEM_ID
+from recsys_llm.sources import tables
+from recsys_llm.text import TextEncoder, item_documents
+from recsys_llm.timestamps import MICROSECOND, as_utc
+
+if TYPE_CHECKING:
+    import feast
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class CatalogueVectors:
+    """An encoder's vectors of items."""
+
+    fitting: Floats
+    """float32 (m, dim): of the items known strictly before a time, by their newest texts by then."""
+    item_ids: tuple[str, ...]
+    """n items known strictly before a later time."""
+    catalogue: Floats
+    """float32 (n, dim): by their newest texts by that later time."""
+    origin: str
+    """The view that they were read from, or ``encoded``."""
+
+
+def catalogue_vectors(
+    config: Config,
+    settings: TextEncoderConfig,
+    encoder: TextEncoder,
+    views: Sequence[feast.FeatureView],
+    *,
+    until: datetime,
+    end: datetime,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> CatalogueVectors:
+    """Return the vectors of the items known before ``until``, and of those known before ``end``.
+
+    Parameters
+    ----------
+    views
+        Registered views of the encoder; a materialised one of items saves encoding.
+
+    Raises
+    ------
+    FingerprintError
+        The view's parts come from another model, or another template.
+    DataError
+        No item is known before ``until``.
+    """
+    view = next((view for view in views if _is_materialised(view)), None)
+    # Rows of an encoder that was trained until then are stamped at that very time, whatever the age of their texts.
+    if view is None or encoder.trained_until == until:
+        return _encoded(config, settings, encoder, until, end, progress)
+    directory = parts_directory(view)
+    manifest = read_manifest(part_files(directory)[0])
+    expected = fingerprint_of({"encoder": encoder.fingerprint, "template": settings.template})
+    if manifest["fingerprint"] != expected:
+        raise FingerprintError(
+            f"view {view.name} holds vectors of fingerprint {manifest['fingerprint']}, the encoder and template at hand "
+            f"have {expected}; restore the old settings, or compress the encoder that the view was computed with"
+        )
+    fitting = item_vectors(directory, view.name, before=until).vectors
+    found = item_vectors(directory, view.name, before=end)
+    return CatalogueVectors(fitting, found.item_ids, found.vectors, view.name)
+
+
+def _is_materialised(view: feast.FeatureView) -> bool:
+    tag = ProducerTag.of(view.name, view.tags)
+    return tag is not None and tag.source == "items" and bool(part_files(parts_directory(view)))
+
+
+def _encoded(
+    config: Config,
+    settings: TextEncoderConfig,
+    encoder: TextEncoder,
+    until: datetime,
+    end: datetime,
+    progress: Callable[[str, int, int], None] | None,
+) -> CatalogueVectors:
+    earlier, later = _newest_texts(config, settings, until, end)
+    if not earlier:
+        raise DataError(f"no item is known before {until}; choose a later --until")
+    texts = list(dict.fromkeys([*earlier.values(), *later.values()]))
+    place = {text: row for row, text in enumerate(texts)}
+
+    def advance(done: int) -> None:
+        if progress is not None:
+            progress("encoding", done, len(texts))
+
+    vectors = encoder.encode(texts, progress=advance)
+    fitting, catalogue = (vectors[[place[text] for text in found.values()]] for found in (earlier, later))
+    return CatalogueVectors(fitting, tuple(later), catalogue, "encoded")
+
+
+def _newest_texts(
+    config: Config, settings: TextEncoderConfig, until: datetime, end: datetime
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the newest text of each item by ``until``, and by ``end``; rows come ordered by item and time."""
+    earlier: dict[str, str] = {}
+    later: dict[str, str] = {}
+    for batch in tables.items(config, end=end - MICROSECOND):
+        texts = item_documents(batch, settings.template, source=config.sources.items.origin)
+        ids, times = batch.column(ITEM_ID).to_pylist(), batch.column(EVENT_TIMESTAMP).to_pylist()
+        for item, time, text in zip(ids, times, texts, strict=True):
+            later[item] = text
+            if as_utc(time) < until:
+                earlier[item] = text
+    return earlier, later
