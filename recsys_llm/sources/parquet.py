@@ -229,6 +229,7 @@ def _stream(sql: str, parameters: list[Any], memory_limit: str, threads: int) ->
         }
         with duckdb.connect(":memory:", config=settings) as connection:
             connection.execute("SET TimeZone = 'UTC'")
+            connection.execute("SET enable_progress_bar = false")  # it draws on stdout, whatever that is
             yield from connection.execute(sql, parameters).to_arrow_reader(FETCH_ROWS)
 
 

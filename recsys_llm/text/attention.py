@@ -61,6 +61,7 @@ def grouped_attention(
     tokens, width = projected.shape
     dim = width // 3 // heads
     found = projected.new_empty(tokens, heads * dim)
+    found[groups[-1].stop :] = 0  # rows of no text
     for group in groups:
         part = projected[group.start : group.stop].view(group.texts, group.length, 3, heads, dim)
         query, key, value = part.permute(2, 0, 3, 1, 4)  # each (texts, heads, L, d)

@@ -22,6 +22,10 @@ from recsys_llm.text.linear import Activation, Linear
 
 Ints = npt.NDArray[np.int32]
 
+_ROWS = 16
+"""A large batch is filled up to a multiple of so many rows."""
+_LARGE = 256
+
 ACTIVATIONS = ("gelu", "relu")
 """Of the feed-forward networks that are packed."""
 
@@ -64,17 +68,27 @@ class PackedModel:
         float32 (B, H)
             On :attr:`device`.
         """
+        with torch.inference_mode():
+            hidden, attend = self._run(ids)
+            return self._pool(hidden, [len(row) for row in ids], attend.groups)
+
+    def states(self, ids: Sequence[Ints]) -> Tensor:
+        """Return the last hidden state of every token, float32 (N, H), text after text."""
+        with torch.inference_mode():
+            return self._run(ids)[0][: sum(len(row) for row in ids)]
+
+    def _run(self, ids: Sequence[Ints]) -> tuple[Tensor, _Attention]:
         lengths = [len(row) for row in ids]
         flat = np.concatenate(ids).astype(np.int64)
-        with torch.inference_mode():
-            tokens, places = self._on_device(flat), self._on_device(_places(flat, lengths, self._padding))
-            hidden = self._norm(
-                functional.embedding(tokens, self._words) + functional.embedding(places, self._positions)
-            )
-            attend = _Attention(lengths, self._heads, self._bias, self.device)
-            for layer in self._layers:
-                hidden = layer(hidden, attend)
-            return self._pool(hidden, lengths, attend.groups)
+        places = _places(flat, lengths, self._padding)
+        if self.device.type == "cpu":
+            flat, places = _rounded_up(flat), _rounded_up(places)
+        words = functional.embedding(self._on_device(flat), self._words)
+        hidden = self._norm(words + functional.embedding(self._on_device(places), self._positions))
+        attend = _Attention(lengths, self._heads, self._bias, self.device)
+        for layer in self._layers:
+            hidden = layer(hidden, attend)
+        return hidden, attend
 
     def _pool(self, hidden: Tensor, lengths: Sequence[int], groups: Sequence[Group]) -> Tensor:
         if self._pool_first:
@@ -142,6 +156,14 @@ def _remembered(bias: PositionBias, dtype: torch.dtype) -> PositionBias:
 
 def _linear(layer: nn.Linear, dtype: torch.dtype, activation: Activation = "none") -> Linear:
     return Linear(layer.weight.detach().to(dtype), layer.bias.detach().to(dtype), activation)
+
+
+def _rounded_up(array: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return a large ``array`` with zeros up to a multiple of :data:`_ROWS`: rows that no text reads.
+
+    oneDNN keeps a kernel for each number of rows, and the allocator memory of each size: with any number, memory grows.
+    """
+    return np.pad(array, (0, -len(array) % _ROWS)) if len(array) > _LARGE else array
 
 
 def _places(flat: npt.NDArray[np.int64], lengths: Sequence[int], padding: int | None) -> npt.NDArray[np.int64]:
