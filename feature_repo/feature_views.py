@@ -36,7 +36,8 @@ item_text_embedding = FeatureView(
     tags=schema.producer_tag(schema.TEXT_EMBEDDING, source="items", model="minilm_v1"),
 )
 
-# 384 floats from what a user liked last, in words.
+# 384 floats from a user's profile, what they liked last and what they wrote. Provenance is history or profile; cold
+# users are given the row of their segment or of everyone, and provenance says so.
 user_text_embedding = FeatureView(
     name=schema.USER_TEXT_EMBEDDING,
     entities=[user],
@@ -44,6 +45,7 @@ user_text_embedding = FeatureView(
     schema=[
         Field(name=schema.USER_ID, dtype=String),
         Field(name=schema.EMBEDDING, dtype=Array(Float32)),
+        Field(name=schema.PROVENANCE, dtype=String),
         Field(name=schema.ROW_ID, dtype=Int64),
     ],
     source=user_text_embedding_parts,

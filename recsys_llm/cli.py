@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -12,8 +11,10 @@ import typer
 from rich.console import Console
 
 import recsys_llm
+from recsys_llm.cli_options import Device, JsonFile, Repository, parse_time
+from recsys_llm.commands import migrate_cli, text_cli
 from recsys_llm.errors import ConfigError, DataError, RecsysLLMError
-from recsys_llm.timestamps import as_utc, now
+from recsys_llm.timestamps import now
 
 EXIT_USAGE = 2
 """Wrong configuration or data: something for the user to correct."""
@@ -28,11 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-Repository = Annotated[
-    Path, typer.Option("--repository", "-C", help="The feature repository.", exists=True, file_okay=False)
-]
-JsonFile = Annotated[Optional[Path], typer.Option("--json", help="Also write the figures to this file.")]  # noqa: UP045
 
 
 @app.callback(invoke_without_command=True)
@@ -80,7 +76,7 @@ def train(
     model: Annotated[str, typer.Argument(help="A name under sequence_models in recsys_llm.yaml.")],
     until: Annotated[str, typer.Option(help="Train on events strictly before this time (ISO 8601, UTC).")],
     repository: Repository = Path("."),
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
 ) -> None:
     """Train a SeqGAN on the events of a feature repository.
@@ -92,7 +88,7 @@ def train(
 
     with progress_bar(Console(stderr=True)) as bar:
         checkpoint = train_sequence_model(
-            repository, model, until=_time(until), overwrite=overwrite, device=device, progress=show_training(bar)
+            repository, model, until=parse_time(until), overwrite=overwrite, device=device, progress=show_training(bar)
         )
     shown = {key: checkpoint.manifest[key] for key in ("fingerprint", "trained_until", "chosen", "scores")}
     typer.echo(json.dumps(shown, indent=2))
@@ -113,7 +109,7 @@ def plan(
     from recsys_llm.bench.report import write_report
     from recsys_llm.commands.plan import plan_view
 
-    summary = plan_view(repository, view, start=_time(start), end=_time(end) if end else now())
+    summary = plan_view(repository, view, start=parse_time(start), end=parse_time(end) if end else now())
     counts = {"rows_due": summary.due, "rows_to_compute": summary.computed, "rows_skipped": summary.skipped}
     typer.echo(
         f"{view}: {summary.computed:,} of {summary.due:,} rows to compute, {summary.skipped:,} up to date; "
@@ -139,6 +135,31 @@ def rebuild(
     rebuild_view(repository, view)
     typer.echo(f"{view}: will be rebuilt; next: feast -c {repository} materialize START END -v {view}")
 
+
+@app.command()
+def explain(
+    view: Annotated[str, typer.Argument(help="A feature view that recsys_llm computes.")],
+    key: Annotated[str, typer.Argument(help="A user's or an item's id.")],
+    at: Annotated[Optional[str], typer.Option(help="Take the row that was valid then (ISO 8601, UTC).")] = None,  # noqa: UP045
+    repository: Repository = Path("."),
+    store_file: migrate_cli.StoreFile = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Say what a key's row is: its text, time, model and part, and whether the online store holds it.
+
+    Example: recsys-llm explain item_text_embedding_v1 318 --at 2024-01-01 -C my_features
+    """
+    from recsys_llm.bench.report import write_report
+    from recsys_llm.commands.explain import explain_row
+
+    found = explain_row(repository, view, key, at=parse_time(at) if at else None, config_file=store_file)
+    typer.echo(str(found))
+    if json_file is not None:
+        write_report(json_file, {"command": "explain", **found.as_dict()})
+
+
+app.add_typer(migrate_cli.app, name="migrate")
+app.add_typer(text_cli.app, name="text")
 
 bench = typer.Typer(help="The measurements behind the README's figures.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
@@ -192,15 +213,6 @@ def text(
         typer.echo(f"{target['name']:<40} {target['value']:>12.5g}  target {target['target']:<9} {met}")
     if json_file is not None:
         write_report(json_file, content)
-
-
-def _time(text: str) -> datetime:
-    """Read a time as Feast's command line does: without a zone it is UTC."""
-    try:
-        value = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"expected a time such as 2024-06-01 or 2024-06-01T12:00:00+00:00, found {text!r}") from None
-    return as_utc(value if value.tzinfo else value.replace(tzinfo=now().tzinfo))
 
 
 def main() -> None:

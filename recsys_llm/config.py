@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from recsys_llm.errors import ConfigError, did_you_mean
 from recsys_llm.schema import CATEGORY, EVENT_TIMESTAMP, ITEM_ID, NAME_PATTERN, USER_ID
 from recsys_llm.timestamps import parse_granularity
 
 FILE_NAME = "recsys_llm.yaml"
+SPECIAL_TOKENS = 2
+"""That a BERT-family encoder puts around a text."""
 
 
 def _known_granularity(text: str) -> str:
@@ -93,6 +95,8 @@ class InteractionsConfig(TableConfig):
     """Ratings at or above this count as liked; null: every event does."""
     price: str | None = None
     """Column with the price paid."""
+    segment: str | None = None
+    """Column with the user's segment at the event, such as a country."""
 
     @model_validator(mode="after")
     def _columns_for_rules(self) -> Self:
@@ -103,6 +107,14 @@ class InteractionsConfig(TableConfig):
         return self
 
 
+class UsersConfig(TableConfig):
+    """One row per user and version of their profile."""
+
+    key: str = USER_ID
+    segment: str | None = None
+    """Column with the user's segment, such as a country."""
+
+
 class UserWordsConfig(TableConfig):
     """What users wrote themselves: tags, queries, reviews."""
 
@@ -110,16 +122,41 @@ class UserWordsConfig(TableConfig):
     text: str = "text"
 
 
+def _as_list(value: Any) -> Any:
+    if value is None:
+        return ()
+    return value if isinstance(value, list | tuple) else (value,)
+
+
 class SourcesConfig(_Section):
     """The raw tables."""
 
     items: ItemsConfig
     interactions: InteractionsConfig
-    user_words: UserWordsConfig | None = None
+    users: UsersConfig | None = None
+    user_words: Annotated[tuple[UserWordsConfig, ...], BeforeValidator(_as_list)] = ()
+    """One table or a list of tables."""
+
+    @model_validator(mode="after")
+    def _one_segment(self) -> Self:
+        if self.interactions.segment is not None and self.users is not None and self.users.segment is not None:
+            raise ValueError("give 'segment' in 'users' or in 'interactions', not in both")
+        return self
+
+
+class UserTokensConfig(_Section):
+    """Tokens of each part of a user's text at most, its separators included; the newest come first, the rest is cut."""
+
+    profile: int | None = Field(default=None, ge=0, le=8192)
+    """null: an eighth of the encoder's ``max_tokens``."""
+    items: int | None = Field(default=None, ge=0, le=8192)
+    """null: half of ``max_tokens``."""
+    words: int | None = Field(default=None, ge=0, le=8192)
+    """null: what the other two leave."""
 
 
 class UserDocumentConfig(_Section):
-    """How a user's history becomes a text."""
+    """How a user's profile and history become a text."""
 
     granularity: Granularity = "1d"
     """How fresh a user's row is; a day ends at midnight UTC."""
@@ -129,6 +166,11 @@ class UserDocumentConfig(_Section):
     """Most recent words of the user's own (rows of ``user_words``) in the text."""
     template: str = "{title}"
     """One item in a user's text, from columns of ``items``."""
+    profile_template: str | None = None
+    """The profile in a user's text, from columns of ``users``; null: none of it."""
+    tokens: UserTokensConfig = UserTokensConfig()
+    cold_start_days: int = Field(default=30, ge=0, le=3650)
+    """Days whose most liked items make the nightly text of each segment and of everyone; 0: no such rows."""
 
 
 class TextEncoderConfig(_Section):
@@ -145,6 +187,23 @@ class TextEncoderConfig(_Section):
     template: str = "{title}. {text}"
     """An item's text, from columns of ``items``."""
     user: UserDocumentConfig = UserDocumentConfig()
+
+    @property
+    def user_tokens(self) -> tuple[int, int, int]:
+        """Tokens of a user's profile, items and words at most; together they fit into ``max_tokens``."""
+        room, asked = self.max_tokens - SPECIAL_TOKENS, self.user.tokens
+        profile = room // 8 if asked.profile is None else asked.profile
+        items = room // 2 if asked.items is None else asked.items
+        return profile, items, room - profile - items if asked.words is None else asked.words
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if min(self.user_tokens) < 0 or sum(self.user_tokens) > self.max_tokens - SPECIAL_TOKENS:
+            raise ValueError(
+                f"'user.tokens' must fit into 'max_tokens' less {SPECIAL_TOKENS} special ones, "
+                f"{self.max_tokens - SPECIAL_TOKENS}; found profile, items, words {self.user_tokens}"
+            )
+        return self
 
 
 class SequenceModelConfig(_Section):

@@ -14,6 +14,7 @@
     ├── LeakageError          a value would come from data at or after its own time
     ├── FingerprintError      two model versions would be mixed
     ├── LedgerError           the ledger is locked by another run, or contradicts the parts
+    ├── MigrationError        services can't be moved to a new version: rows are missing, or the repository disagrees
     └── RetrievalError        a training set or a lookup can't be answered
         ├── ServiceError      the feature service is unknown, or lacks what is asked of it
         └── StoreError        the online store failed, or holds bytes that are no value of ours
@@ -73,6 +74,10 @@ class FingerprintError(RecsysLLMError):
 
 class LedgerError(RecsysLLMError):
     """The ledger is held by another run, or contradicts the parts on disk."""
+
+
+class MigrationError(RecsysLLMError):
+    """Services can't be moved to another version of a view; nothing has been switched."""
 
 
 class RetrievalError(RecsysLLMError):

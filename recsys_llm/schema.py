@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Final
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
 
 # Columns of sources and of feature parts.
 USER_ID: Final = "user_id"
@@ -17,6 +19,8 @@ CREATED_TIMESTAMP: Final = "created_timestamp"
 RATING: Final = "rating"
 LIKED: Final = "liked"
 """Source column: whether an event counts as liking the item."""
+SEGMENT: Final = "segment"
+"""Column of sources and of examples: the group of users, such as a country, that a user belongs to."""
 CONTENT_HASH: Final = "content_hash"
 """Part column, not a feature: the hash of a row's input and model, which the ledger keys on."""
 
@@ -38,6 +42,17 @@ CATEGORIES: Final = "categories"
 CATEGORY_SHARES: Final = "category_shares"
 RECENT_ITEMS: Final = "recent_items"
 LAST_GROUP_SIZE: Final = "last_group_size"
+PROVENANCE: Final = "provenance"
+"""String: what a user's row was made from, one of :data:`PROVENANCES`. A view that has it has rows for cold users."""
+
+# What a user's text was made from, and the reserved user ids of the rows that cold users get.
+HISTORY: Final = "history"
+PROFILE: Final = "profile"
+GLOBAL: Final = "global"
+PROVENANCES: Final = (HISTORY, PROFILE, SEGMENT, GLOBAL)
+GLOBAL_USER: Final = "global"
+SEGMENT_USER: Final = "segment:"
+"""Start of a reserved user id; the segment's value follows."""
 
 # Entities, views and services. The model's version is part of a view's name: a new model is a new view.
 USER: Final = "user"
@@ -59,7 +74,13 @@ USER_STATISTICS: Final = "user_statistics"
 PRODUCERS: Final = (TEXT_EMBEDDING, NEXT_ITEMS, ITEM_STATISTICS, USER_STATISTICS)
 
 TAG: Final = "recsys_llm"
+VECTOR_TAG: Final = "recsys_llm_vector"
+"""Tag of a view with compressed vectors: how to decode them."""
 NAME_PATTERN: Final = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
+
+VERSIONS_FILE: Final = "versions.yaml"
+"""Which view services read in place of which; `recsys-llm migrate` writes it, :func:`current_views` follows it."""
+_VERSION: Final = re.compile(r"_v[0-9]+(_.*)?$")
 
 
 def producer_tag(producer: str, *, source: str, model: str | None = None) -> dict[str, str]:
@@ -85,6 +106,27 @@ def producer_tag(producer: str, *, source: str, model: str | None = None) -> dic
     return {TAG: json.dumps(tag, sort_keys=True)}
 
 
+def vector_tag(storage: str, *, dim: int, scale: float | None = None) -> dict[str, str]:
+    """Return the tags that say how the vectors of a view are stored; they join those of :func:`producer_tag`.
+
+    Parameters
+    ----------
+    storage
+        ``int8`` or ``binary``, with ``embedding`` of Feast's type ``Bytes``; or ``float32``, with ``Array(Float32)``.
+    dim
+        Length of a vector.
+    scale
+        For int8: the value of the code 127, as `recsys-llm text compress` has calibrated it.
+
+    Examples
+    --------
+    >>> vector_tag("int8", dim=128, scale=0.31)
+    {'recsys_llm_vector': '{"dim": 128, "scale": 0.31, "storage": "int8"}'}
+    """
+    tag = {"storage": storage, "dim": dim} | ({} if scale is None else {"scale": scale})
+    return {VECTOR_TAG: json.dumps(tag, sort_keys=True)}
+
+
 def feature_column(view: str, feature: str) -> str:
     """Return the full name of a feature, as Feast spells it.
 
@@ -94,3 +136,94 @@ def feature_column(view: str, feature: str) -> str:
     'item_stats__price'
     """
     return f"{view}__{feature}"
+
+
+def segment_user(segment: str) -> str:
+    """Return the reserved user id of a segment's row.
+
+    Examples
+    --------
+    >>> segment_user("France")
+    'segment:France'
+    """
+    return f"{SEGMENT_USER}{segment}"
+
+
+def family(view: str) -> str:
+    """Return a view's name without its version: views of one family are one feature, by several models.
+
+    Examples
+    --------
+    >>> family("item_text_embedding_v2"), family("item_text_embedding_v1_bridge"), family("item_stats")
+    ('item_text_embedding', 'item_text_embedding', 'item_stats')
+    """
+    return _VERSION.sub("", view)
+
+
+def read_versions(file: Path) -> dict[str, str]:
+    """Return what :data:`VERSIONS_FILE` holds: view to the view that is read in its place; empty without the file.
+
+    Raises
+    ------
+    ValueError
+        The file is no mapping of names, or goes round in a circle.
+    """
+    import yaml
+
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    versions = {} if content is None else content
+    if not isinstance(versions, dict) or not all(isinstance(name, str) for pair in versions.items() for name in pair):
+        raise ValueError(f"{file}: expected lines such as `a_view_v1: a_view_v2`, found {content!r}")
+    for view in versions:
+        current_version(view, versions)
+    return dict(versions)
+
+
+def current_version(view: str, versions: Mapping[str, str]) -> str:
+    """Return the view that is read in place of ``view``.
+
+    Examples
+    --------
+    >>> current_version("a_v1", {"a_v1": "a_v2", "a_v2": "a_v3"})
+    'a_v3'
+    """
+    seen = [view]
+    while seen[-1] in versions:
+        seen.append(versions[seen[-1]])
+        if seen[-1] in seen[:-1]:
+            raise ValueError(f"{VERSIONS_FILE}: {' -> '.join(seen)} goes round in a circle; remove one of the lines")
+    return seen[-1]
+
+
+def current_views(views: Iterable[Any], *, among: Mapping[str, Any], beside: str) -> list[Any]:
+    """Return the feature views that a service reads now: ``views``, or what :data:`VERSIONS_FILE` names instead.
+
+    Parameters
+    ----------
+    views
+        Feature views, or selections of their features such as ``item_stats[["price"]]``.
+    among
+        All feature views there are: ``vars(feature_views)``.
+    beside
+        ``__file__`` of a module of the feature repository.
+
+    Raises
+    ------
+    LookupError
+        ``versions.yaml`` names a view that isn't in ``among``.
+    """
+    file = Path(beside).resolve().with_name(VERSIONS_FILE)
+    versions = read_versions(file)
+    known = {view.name: view for view in among.values() if hasattr(view, "projection")}
+    return [_current(view, current_version(view.name, versions), known, file) for view in views]
+
+
+def _current(view: Any, name: str, known: Mapping[str, Any], file: Path) -> Any:
+    if name == view.name:
+        return view
+    if name not in known:
+        raise LookupError(f"{file}: {name!r} is read in place of {view.name!r}, but feature_views.py has no such view")
+    selected = [field.name for field in view.projection.features]
+    if selected == [field.name for field in view.features]:
+        return known[name]
+    return known[name][selected]

@@ -13,10 +13,10 @@ import recsys_llm
 
 PACKAGE = Path(recsys_llm.__file__).parent
 
-BASE = {"errors", "files", "schema", "timestamps", "config"}
+BASE = {"errors", "files", "schema", "timestamps", "config", "bootstrap", "storage"}
 WRITE = {"sources", "text", "seqgan", "producers", "engine"}
 READ = {"retrieval", "ranking"}
-TOP = {"commands", "bench", "cli"}
+TOP = {"commands", "bench", "cli", "cli_options"}
 
 ALLOWED = {
     "errors": set(),
@@ -24,6 +24,8 @@ ALLOWED = {
     "schema": set(),
     "timestamps": {"errors"},
     "config": {"errors", "schema", "timestamps"},
+    "bootstrap": {"errors"},
+    "storage": {"errors", "schema"},
     "sources": BASE,
     "text": BASE,
     "seqgan": BASE,
@@ -32,8 +34,9 @@ ALLOWED = {
     "retrieval": BASE,
     "ranking": BASE | {"retrieval"},
     "bench": BASE | WRITE | READ,
-    "commands": BASE | WRITE | READ | {"bench"},
-    "cli": BASE | WRITE | READ | {"bench", "commands"},
+    "cli_options": {"errors", "timestamps"},
+    "commands": BASE | WRITE | READ | {"bench", "cli_options"},
+    "cli": BASE | WRITE | READ | {"bench", "cli_options", "commands"},
 }
 """What each part may import besides itself."""
 

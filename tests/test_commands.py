@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -39,8 +41,22 @@ def test_init_names_the_columns_that_it_finds(tmp_path, data):
     assert sources.items.parquet == str(data / "items.parquet")
     assert (sources.interactions.rating, sources.interactions.liked_from) == ("rating", 4.0)
     assert sources.interactions.price == "price"
-    assert sources.user_words is not None
-    assert sources.user_words.text == "tag"
+    assert [words.text for words in sources.user_words] == ["tag"]
+    assert (sources.users, sources.interactions.segment) == (None, None)
+
+
+def test_init_takes_a_country_for_a_segment(tmp_path, data):
+    users = pa.table({"user_id": ["u1"], "event_timestamp": [hours(1)], "country": ["DE"], "bio": ["Ann"]})
+    pq.write_table(users, data / "users.parquet")
+    made = load_config(init_repository(tmp_path / "one", data=data))
+    assert made.sources.users is not None
+    assert (made.sources.users.segment, made.sources.interactions.segment) == ("country", None)
+    assert made.text_encoders["minilm_v1"].user.profile_template is None  # whose names and addresses are for you to say
+    events = pq.read_table(data / "interactions.parquet")
+    pq.write_table(events.append_column("country", pa.array(["DE"] * len(events))), data / "interactions.parquet")
+    sources = load_config(init_repository(tmp_path / "two", data=data)).sources
+    assert sources.users is not None
+    assert (sources.users.segment, sources.interactions.segment) == (None, "country")
 
 
 def test_init_takes_no_other_scale_for_stars(tmp_path, data):

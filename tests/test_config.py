@@ -34,6 +34,30 @@ def test_defaults_and_paths_start_at_the_repository(tmp_path):
     assert config.ledger == f"sqlite:///{tmp_path}/data/ledger.db"
 
 
+def test_user_words_are_one_table_or_several(tmp_path):
+    assert load(tmp_path, GOOD).sources.user_words == ()
+    end = "interactions.parquet}"
+    one = load(tmp_path, GOOD.replace(end, end + "\n  user_words: {parquet: tags.parquet, text: tag}", 1))
+    assert [(words.parquet, words.text) for words in one.sources.user_words] == [("tags.parquet", "tag")]
+    two = load(tmp_path, GOOD.replace(end, end + "\n  user_words: [{parquet: a.parquet}, {parquet: b.parquet}]", 1))
+    assert [words.parquet for words in two.sources.user_words] == ["a.parquet", "b.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("", (31, 127, 96)),
+        (", max_tokens: 64", (7, 31, 24)),
+        (", user: {tokens: {profile: 32, words: 90}}", (32, 127, 90)),
+        (", user: {tokens: {profile: 0, items: 254}}", (0, 254, 0)),
+        (", max_tokens: 8", (0, 3, 3)),
+    ],
+)
+def test_the_parts_of_a_user_s_text_share_the_tokens(tmp_path, settings, expected):
+    config = load(tmp_path, GOOD.replace("l6-v2}", f"l6-v2{settings}}}"))
+    assert config.text_encoders["minilm_v1"].user_tokens == expected
+
+
 def test_the_packaged_file_is_valid(pytestconfig):
     config = load_config(pytestconfig.rootpath / "feature_repo")
     assert set(config.text_encoders) == {"minilm_v1"}
@@ -61,6 +85,22 @@ def test_the_packaged_file_is_valid(pytestconfig):
         ("minilm_v1", "MiniLM", "a name must match"),
         ("interactions.parquet}", "i.parquet, sql: 'sqlite://'}", "give exactly one of 'parquet' and 'sql'"),
         ("interactions.parquet}", "i.parquet, ignore_events: [cancel]}", "'ignore_events' needs the column name"),
+        ("l6-v2}", "l6-v2, user: {tokens: {items: 300}}}", "'user.tokens' must fit into 'max_tokens' less 2"),
+        (
+            "l6-v2}",
+            "l6-v2, user: {tokens: {wrods: 9}}}",
+            "unknown key 'text_encoders.minilm_v1.user.tokens.wrods'; did",
+        ),
+        (
+            "interactions.parquet}",
+            "i.parquet, segment: c}\n  users: {parquet: u.parquet, segment: c}",
+            "give 'segment' in 'users' or in 'interactions', not in both",
+        ),
+        (
+            "interactions.parquet}",
+            "i.parquet}\n  user_words: [{parquet: a.parquet}, {parquet: b.parquet, txt: q}]",
+            "unknown key 'sources.user_words.1.txt'; did you mean 'text'",
+        ),
         ("sources:", "root: /\nsources:", "unknown key 'root'"),
         ("sources:", "ledger: ${NO_SUCH_VARIABLE}\nsources:", "environment variable NO_SUCH_VARIABLE is not set"),
         ("sources:", "sources: [", "not valid YAML"),

@@ -21,6 +21,9 @@ STORE_FILE = "feature_store.yaml"
 NOT_INTERESTED = ("cancel", "return", "refund")
 """Kinds of events that say the opposite of interest."""
 
+SEGMENT_COLUMN = "country"
+"""Column, of events or of users, that groups users."""
+
 STARS, LIKED_FROM = 5.0, 4.0
 """On the usual scale of 1 to 5 stars. On any other, every event counts as liked until recsys_llm.yaml says more."""
 
@@ -80,35 +83,45 @@ def _write_config(target: Path, sources: dict[str, Any]) -> None:
 
 def _sources(data: Path) -> dict[str, Any]:
     """Return the ``sources`` section for a data folder, by the columns that its tables have."""
-    items, interactions, tags = (data / f"{name}.parquet" for name in ("items", "interactions", "tags"))
+    items, interactions, tags, users = (data / f"{name}.parquet" for name in ("items", "interactions", "tags", "users"))
     for file in (items, interactions):
         if not file.is_file():
             raise DataError(
                 f"{file}: not found; a data folder holds items.parquet and interactions.parquet (see the README)"
             )
-    item_columns, event_columns = _columns(items), _columns(interactions)
     sources: dict[str, Any] = {
         "items": {
             "parquet": str(items),
             "key": ITEM_ID,
             "timestamp": EVENT_TIMESTAMP,
-            "category": CATEGORY if CATEGORY in item_columns else None,
+            "category": CATEGORY if CATEGORY in _columns(items) else None,
         },
-        "interactions": {"parquet": str(interactions), "user": USER_ID, "item": ITEM_ID, "timestamp": EVENT_TIMESTAMP},
+        "interactions": _events(interactions),
     }
-    events = sources["interactions"]
-    if "event" in event_columns:
-        events |= {"event": "event", "ignore_events": list(NOT_INTERESTED)}
-    if "rating" in event_columns:
-        events["rating"] = "rating"
-        if _maximum(interactions, "rating") == STARS:
-            events["liked_from"] = LIKED_FROM
-    price = next((name for name in ("price", "unit_price") if name in event_columns), None)
-    if price is not None:
-        events["price"] = price
+    if users.is_file():
+        sources["users"] = {"parquet": str(users), "key": USER_ID, "timestamp": EVENT_TIMESTAMP}
+        if "segment" not in sources["interactions"] and SEGMENT_COLUMN in _columns(users):
+            sources["users"]["segment"] = SEGMENT_COLUMN
     if tags.is_file():
         sources["user_words"] = {"parquet": str(tags), "user": USER_ID, "text": "tag", "timestamp": EVENT_TIMESTAMP}
     return sources
+
+
+def _events(file: Path) -> dict[str, Any]:
+    columns = _columns(file)
+    events: dict[str, Any] = {"parquet": str(file), "user": USER_ID, "item": ITEM_ID, "timestamp": EVENT_TIMESTAMP}
+    if "event" in columns:
+        events |= {"event": "event", "ignore_events": list(NOT_INTERESTED)}
+    if "rating" in columns:
+        events["rating"] = "rating"
+        if _maximum(file, "rating") == STARS:
+            events["liked_from"] = LIKED_FROM
+    price = next((name for name in ("price", "unit_price") if name in columns), None)
+    if price is not None:
+        events["price"] = price
+    if SEGMENT_COLUMN in columns:
+        events["segment"] = SEGMENT_COLUMN
+    return events
 
 
 def _columns(file: Path) -> set[str]:

@@ -70,3 +70,49 @@ def pretrain(
     show_pretraining(trained, typer.echo)
     if json_file is not None:
         write_report(json_file, pretraining_report(trained))
+
+
+@app.command()
+def compress(
+    model: Encoder,
+    until: Until,
+    out: Annotated[Path, typer.Option("--out", help="Directory of the transform; an older one there is replaced.")],
+    repository: Repository = Path("."),
+    end: Annotated[Optional[str], typer.Option(help="Measure on events before this time; by default now.")] = None,  # noqa: UP045
+    choose: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A candidate's name; by default the smallest that keeps enough."),
+    ] = None,
+    keep: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of recall@20 and NDCG@10 that the choice must keep.")
+    ] = 0.97,
+    runs: Annotated[int, typer.Option(min=3, help="Timed lookups of each form, in turns.")] = 15,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling and the bootstrap.")] = 0,
+    device: Device = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Make an encoder's vectors smaller: fewer dimensions, int8 or bits, chosen by what they still find.
+
+    Example: recsys-llm text compress minilm_v1 --until 2024-06-01 --out data/models/minilm_small -C my_features
+    """
+    from recsys_llm.bench.report import write_report
+    from recsys_llm.commands.text_compression import compress_encoder
+    from recsys_llm.commands.text_compression_report import compression_bar, compression_report, show_compression
+
+    with compression_bar(Console(stderr=True)) as progress:
+        found = compress_encoder(
+            repository,
+            model,
+            until=parse_time(until),
+            out=out,
+            end=parse_time(end) if end else None,
+            choose=choose,
+            keep=keep,
+            runs=runs,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    show_compression(found, repository, Console())
+    if json_file is not None:
+        write_report(json_file, compression_report(found))

@@ -75,8 +75,8 @@ def catalogue_vectors(
     expected = fingerprint_of({"encoder": encoder.fingerprint, "template": settings.template})
     if manifest["fingerprint"] != expected:
         raise FingerprintError(
-            f"view {view.name} holds vectors of fingerprint {manifest['fingerprint']}, the encoder and template at hand "
-            f"have {expected}; restore the old settings, or compress the encoder that the view was computed with"
+            f"view {view.name} holds vectors of fingerprint {manifest['fingerprint']}, the encoder and template at "
+            f"hand have {expected}; restore the old settings, or compress the encoder that the view was computed with"
         )
     fitting = item_vectors(directory, view.name, before=until).vectors
     found = item_vectors(directory, view.name, before=end)

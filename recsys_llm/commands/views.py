@@ -11,7 +11,7 @@ from recsys_llm.producers import open_ledger
 from recsys_llm.retrieval import open_store
 
 if TYPE_CHECKING:
-    from feast import FeatureView
+    from feast import FeatureStore, FeatureView
 
 
 def feature_view(repository: Path, name: str) -> FeatureView:
@@ -22,7 +22,18 @@ def feature_view(repository: Path, name: str) -> FeatureView:
     ConfigError
         There is no such view.
     """
-    views = {view.name: view for view in open_store(repository).list_feature_views()}
+    return known_view(open_store(repository), name)
+
+
+def known_view(store: FeatureStore, name: str) -> FeatureView:
+    """Return a view of an open store.
+
+    Raises
+    ------
+    ConfigError
+        There is no such view.
+    """
+    views = {view.name: view for view in store.list_feature_views()}
     if name not in views:
         raise ConfigError(
             f"unknown feature view {name!r}; {did_you_mean(name, views)} (run `feast apply` for a new one)"

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from recsys_llm.config import load_config
 from recsys_llm.engine.publish import OnlinePublisher, store_identity
+from recsys_llm.engine.vectors import check_vectors
 from recsys_llm.errors import ConfigError
 from recsys_llm.producers import Parts, ProducerTag, Summary, open_ledger, open_producer, plan, produce
 from recsys_llm.timestamps import BEGINNING, FUTURE_TOLERANCE, now
@@ -64,6 +65,7 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
         view = task.feature_view
         config = load_config(self.repo_config.repo_path)
         producer = open_producer(view.name, tag, config, device=self.device)
+        check_vectors(view, producer.manifest)
         ledger = open_ledger(config)
         start, end = _interval(task)
         try:

@@ -28,6 +28,7 @@ __all__ = [
     "Producer",
     "ProducerTag",
     "Summary",
+    "encoder_model",
     "load_encoder",
     "open_ledger",
     "open_producer",
@@ -63,10 +64,15 @@ def open_ledger(config: Config) -> Ledger:
 
 def load_encoder(settings: TextEncoderConfig, config: Config, *, device: str = "auto") -> TextEncoder:
     """Return a text encoder of recsys_llm.yaml; the views of one run share it."""
-    local = config.path(settings.model)
-    model = str(local) if local.is_dir() else settings.model
     transform = None if settings.transform is None else config.path(settings.transform)
+    model = encoder_model(settings, config)
     return _load_encoder(model, device, settings.max_tokens, settings.pooling, settings.normalize, transform)
+
+
+def encoder_model(settings: TextEncoderConfig, config: Config) -> str:
+    """Return a model as :func:`~recsys_llm.text.resolve_model` takes it: a directory starts at the repository."""
+    local = config.path(settings.model)
+    return str(local) if local.is_dir() else settings.model
 
 
 @lru_cache(maxsize=2)

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from recsys_llm.config import Config, SequenceModelConfig
-from recsys_llm.errors import LeakageError
 from recsys_llm.producers.arrays import list_array
 from recsys_llm.producers.base import Due
+from recsys_llm.producers.cutoff import check_cutoff
 from recsys_llm.producers.hashing import HASH_BYTES, content_hashes, fingerprint_of
 from recsys_llm.producers.user_rows import UserRows, new_events, user_rows, whole_users
 from recsys_llm.schema import (
@@ -73,11 +73,7 @@ class NextItems:
             ``end`` lies before the model's training cut-off, so every row would come from its own future.
         """
         trained_until = self.checkpoint.trained_until
-        if end < trained_until:
-            raise LeakageError(
-                f"{self.settings.checkpoint} was trained on events up to {trained_until}; it can't produce rows up to "
-                f"{end}. Materialise to a later end, or train a model until an earlier time"
-            )
+        check_cutoff(self.settings.checkpoint, trained_until, end)
         period = parse_granularity(self.settings.granularity)
         for events in whole_users(self.config, end):
             rows = user_rows(events, period=period, start=start, end=end, not_before=trained_until)

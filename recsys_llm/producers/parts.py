@@ -56,6 +56,22 @@ class Parts:
         """
         return sorted(names, key=lambda name: (self.read(name, [CREATED_TIMESTAMP]).column(0)[0].as_py(), name))
 
+    def check_dimension(self) -> None:
+        """Refuse a model whose vectors have another length than those on disk.
+
+        Raises
+        ------
+        FingerprintError
+            The view holds vectors of another length.
+        """
+        for file in part_files(self.directory)[:1]:
+            held, made = read_manifest(file).get("dim"), self.manifest.get("dim")
+            if held is not None and made is not None and held != made:
+                raise FingerprintError(
+                    f"view {self.view} holds vectors of length {held} ({file.name}), the model at hand makes vectors "
+                    f"of length {made}; give the model a view of a new version, or restore the old model and settings"
+                )
+
     def write(self, table: pa.Table) -> str:
         """Write rows as one part, and return its file name."""
         digest = blake2b(b"".join(table.column(CONTENT_HASH).to_pylist()), digest_size=12).hexdigest()

@@ -115,8 +115,8 @@ def produce(
     """
     summary = Summary(view, producer.unit)
     with ledger.lock(view):
-        fingerprint = producer.manifest["fingerprint"]
-        ledger.check(view, fingerprint)
+        parts.check_dimension()
+        ledger.check(view, producer.manifest["fingerprint"])
         summary.recovered = _recover(view, producer, ledger, parts, publish, store)
         for pending in _pending(view, producer, ledger, start, end, summary):
             table = _compute(view, producer, pending)

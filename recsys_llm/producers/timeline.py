@@ -40,6 +40,11 @@ class Timeline:
         """Return the times of each key, in microseconds since the epoch."""
         return dict(self._times)
 
+    def changes(self, keys: Iterable[str]) -> tuple[list[str], list[int]]:
+        """Return each time of each of ``keys``, with the key repeated; unknown keys have none."""
+        found = [(key, time) for key in keys for time in self._times.get(key, ())]
+        return [key for key, _ in found], [time for _, time in found]
+
     def before(self, key: str, micros: int) -> str | None:
         """Return the newest text from strictly before a time (microseconds since the epoch), or None."""
         return next(iter(self.newest_before(key, micros, 1)), None)

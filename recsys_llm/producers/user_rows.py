@@ -14,6 +14,7 @@ from datetime import datetime
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recsys_llm.config import Config
 from recsys_llm.schema import EVENT_TIMESTAMP, USER_ID
@@ -66,16 +67,82 @@ def user_rows(
         return UserRows(empty, empty, empty)
     users = events.column(USER_ID).dictionary_encode().indices.to_numpy()
     times = events.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()
+    positions, stamps = _due(users, times, period, start, end, not_before)
+    return UserRows(_firsts(users)[positions], positions + 1, stamps)
+
+
+def text_rows(
+    events: pa.RecordBatch,
+    others: pa.RecordBatch,
+    *,
+    period: int,
+    start: datetime,
+    end: datetime,
+    not_before: datetime | None = None,
+) -> tuple[pa.Array, UserRows]:
+    """Return the rows stamped in (start, end] of users who change in more ways than by events, and their users.
+
+    A row stands for everything strictly before its stamp.
+
+    Parameters
+    ----------
+    events
+        All events of some users, ordered by user and time.
+    others
+        ``user_id`` and ``event_timestamp`` of what else they did, in any order; also users without events.
+    period, start, end, not_before
+        As for :func:`user_rows`.
+
+    Returns
+    -------
+    strings (n,), UserRows
+        A user without events so far has the empty range ``first == end``.
+    """
+    users = pa.concat_arrays([events.column(USER_ID), others.column(USER_ID)])
+    stamped = pa.concat_arrays([events.column(EVENT_TIMESTAMP), others.column(EVENT_TIMESTAMP)])
+    changes = pa.record_batch({USER_ID: users, EVENT_TIMESTAMP: stamped})
+    order = pc.sort_indices(changes, sort_keys=[(USER_ID, "ascending"), (EVENT_TIMESTAMP, "ascending")])
+    users, is_event = users.take(order), order.to_numpy() < events.num_rows
+    codes = users.dictionary_encode().indices.to_numpy()
+    times = stamped.take(order).cast(pa.int64()).to_numpy()
+    positions, stamps = _due(codes, times, period, start, end, not_before)
+    counts = np.cumsum(is_event)
+    firsts = _firsts(codes)[positions]
+    upto = positions if not_before is None else _before(codes, times, positions, stamps, to_micros(not_before))
+    return users.take(pa.array(positions)), UserRows((counts - is_event)[firsts], counts[upto], stamps)
+
+
+def _due(
+    users: IntArray, times: IntArray, period: int, start: datetime, end: datetime, not_before: datetime | None
+) -> tuple[IntArray, IntArray]:
+    """Return the position of each due row's newest event, and the stamps."""
     stamps = valid_from(times, period)
     if not_before is not None:
         stamps = np.maximum(stamps, to_micros(not_before))
     # An event ends a row where the next event is another user's or has a later stamp.
-    is_end = np.append((users[1:] != users[:-1]) | (stamps[1:] != stamps[:-1]), True)
-    is_first = np.append(True, users[1:] != users[:-1])
-    first = np.maximum.accumulate(np.where(is_first, np.arange(len(users)), 0))
-    due = is_end & (stamps > to_micros(start)) & (stamps <= to_micros(end))
-    positions = np.flatnonzero(due)
-    return UserRows(first[positions], positions + 1, stamps[positions])
+    is_end = np.append((users[1:] != users[:-1]) | (stamps[1:] != stamps[:-1]), True)[: len(users)]
+    positions = np.flatnonzero(is_end & (stamps > to_micros(start)) & (stamps <= to_micros(end)))
+    return positions, stamps[positions]
+
+
+def _firsts(users: IntArray) -> IntArray:
+    """Return the position of the first event of each event's user."""
+    is_first = np.append(True, users[1:] != users[:-1])[: len(users)]
+    firsts: IntArray = np.maximum.accumulate(np.where(is_first, np.arange(len(users)), 0))
+    return firsts
+
+
+def _before(users: IntArray, times: IntArray, positions: IntArray, stamps: IntArray, cutoff: int) -> IntArray:
+    """Return the position of each row's newest change before its stamp.
+
+    A row that was moved to the cut-off also holds what came after its period, which wasn't over at the cut-off.
+    """
+    is_last = np.append((users[1:] != users[:-1]) | (times[1:] >= cutoff), True)[: len(users)]
+    lasts = np.flatnonzero(is_last)
+    moved = stamps == cutoff
+    found = positions.copy()
+    found[moved] = lasts[np.searchsorted(lasts, positions[moved])]
+    return found
 
 
 def new_events(rows: UserRows) -> Iterator[tuple[bool, range]]:

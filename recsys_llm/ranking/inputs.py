@@ -91,7 +91,7 @@ class RankerInputs:
         result[:, 11] = log_score(self.cooccurrence.neighbour_scores(sides.recent, users, codes))
         result[:, 12] = log_score(self.cooccurrence.successor_scores(sides.last_basket, users, codes))
         if self.pairwise:
-            result[:, 13] = batch.scalar(feature_column(USER_NEXT_ITEMS, schema.ENTROPY))
+            result[:, 13] = batch.scalar(_entropy(batch))
             result[:, 14:] = _pairwise(batch, self.pairwise, pairwise)
         return result
 
@@ -224,6 +224,12 @@ def _column(block: EntityBlock, view: str, feature: str) -> Any:
     if name not in block.columns:
         raise ServiceError(f"{block.entity}: expected the feature {name}; {did_you_mean(name, block.columns)}")
     return block.columns[name]
+
+
+def _entropy(batch: FeatureBatch) -> str:
+    """Return the column of the next items' entropy, in whatever version of the view the service reads."""
+    listed = batch.pairwise_inputs.next_items
+    return feature_column(USER_NEXT_ITEMS if listed is None else listed.split("__")[0], schema.ENTROPY)
 
 
 def _pairwise(batch: FeatureBatch, names: tuple[str, ...], values: Floats | None) -> Floats:

@@ -31,7 +31,7 @@ from recsys_llm.ranking.model import DCN, DCNConfig
 from recsys_llm.ranking.training import Epoch, RankerConfig, Targets, best_epoch, fit_network
 from recsys_llm.retrieval.blocks import FeatureBatch
 from recsys_llm.retrieval.training import TrainingSet
-from recsys_llm.schema import EVENT_TIMESTAMP, ITEM_STATS, USER_STATS
+from recsys_llm.schema import EVENT_TIMESTAMP, ITEM_STATS, USER_STATS, family
 from recsys_llm.timestamps import MICROSECOND, from_micros, to_micros
 
 KIND = "ranker"
@@ -143,7 +143,8 @@ class Ranker:
     def check(self, batch: FeatureBatch) -> None:
         """Refuse a batch whose features don't come from the models that the ranker was trained on.
 
-        A fingerprint that is not known on one side (None) can't be compared and passes.
+        A view that is bridged to the very view that the ranker was trained on stands in for it (``batch.bridges``). A
+        fingerprint that is not known on one side (None) can't be compared and passes.
 
         Raises
         ------
@@ -152,20 +153,34 @@ class Ranker:
         ServiceError
             The batch lacks a view or a feature.
         """
-        have = {*batch.user.columns, *batch.item.columns}
+        views = {column.split("__")[0] for column in batch.columns}
         for view, trained in self.fingerprints.items():
-            if not any(column.startswith(f"{view}__") for column in have):
-                views = {column.split("__")[0] for column in have}
-                raise ServiceError(
-                    f"ranker of service {self.service!r}: the batch of service {batch.service!r} lacks the view "
-                    f"{view!r}; {did_you_mean(view, views)}"
-                )
+            if view not in views:
+                if trained is None or trained not in {batch.bridges.get(other) for other in views}:
+                    raise self._lacking(view, batch, views)
+                continue
             found = batch.fingerprints.get(view)
             if trained is not None and found is not None and trained != found:
                 raise FingerprintError(
                     f"view {view}: the ranker was trained on {trained}, the batch holds {found}; train the ranker "
                     "again, or read the version of the view that it was trained on"
                 )
+
+    def _lacking(self, view: str, batch: FeatureBatch, views: set[str]) -> FingerprintError | ServiceError:
+        """Return the error for a view that the batch doesn't have: another version of it, or nothing like it."""
+        versions = sorted(other for other in views if family(other) == family(view))
+        if not versions:
+            return ServiceError(
+                f"ranker of service {self.service!r}: the batch of service {batch.service!r} lacks the view "
+                f"{view!r}; {did_you_mean(view, views)}"
+            )
+        found = versions[0]
+        return FingerprintError(
+            f"ranker of service {self.service!r}: it was trained on {view} of fingerprint {self.fingerprints[view]}, "
+            f"the batch of service {batch.service!r} holds {found} of fingerprint {batch.fingerprints.get(found)}; "
+            f"train the ranker again, go back with `recsys-llm migrate rollback {view} {found}`, or let it live on "
+            f"mapped vectors until it is trained: `recsys-llm migrate backfill {view} {found} --bridge`"
+        )
 
     def score(self, batch: FeatureBatch) -> Floats:
         """Return float32 (n,), a score for each pair; only their order within one user and moment has a meaning.

@@ -36,6 +36,8 @@ class Status(IntEnum):
     STALE = 1
     """The row in the online store is older than the view's ttl; its values are blanked, as in a training set."""
     PRESENT = 2
+    FALLBACK = 3
+    """There is no row of the user's own (or one past its ttl); the values are those of its segment or of everyone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +118,9 @@ class FeatureBatch:
         int64 (n,): the rows of ``user`` and ``item`` that make each pair.
     fingerprints
         View to the fingerprint of the model that computed it; None where its parts are not at hand.
+    bridges
+        View to the fingerprint of the older view that it stands in for: its vectors were mapped into the older model's
+        space (``recsys-llm migrate backfill --bridge``). Empty where nothing is bridged.
     """
 
     service: str
@@ -124,6 +129,7 @@ class FeatureBatch:
     user_rows: Rows
     item_rows: Rows
     fingerprints: Mapping[str, str | None] = field(default_factory=dict)
+    bridges: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.user_rows)
@@ -198,7 +204,13 @@ class FeatureBatch:
     def take(self, rows: Rows) -> FeatureBatch:
         """Return the pairs at ``rows`` (int64 (k,)); features are shared, not copied."""
         return FeatureBatch(
-            self.service, self.user, self.item, self.user_rows[rows], self.item_rows[rows], self.fingerprints
+            self.service,
+            self.user,
+            self.item,
+            self.user_rows[rows],
+            self.item_rows[rows],
+            self.fingerprints,
+            self.bridges,
         )
 
     def to_pandas(self) -> pd.DataFrame:

@@ -16,13 +16,14 @@ from recsys_llm import timestamps as clock
 from recsys_llm.errors import SchemaError, ServiceError, did_you_mean
 from recsys_llm.retrieval import parts
 from recsys_llm.retrieval.blocks import EntityBlock, FeatureBatch
-from recsys_llm.retrieval.columns import Kind
+from recsys_llm.retrieval.cold_start import cold_views, filled_now, segments_of, user_history
 from recsys_llm.retrieval.examples import Ids, Micros, check_examples, check_id, check_ids, check_timestamps
 from recsys_llm.retrieval.history import distinct_pairs, history
-from recsys_llm.retrieval.service import Feature, Service, View, known_dimensions, resolve
+from recsys_llm.retrieval.parts import Provenance
+from recsys_llm.retrieval.service import Service, known_dimensions, resolve
 from recsys_llm.retrieval.store import open_store
 from recsys_llm.retrieval.training import TrainingSet
-from recsys_llm.schema import ITEM, JOIN_KEYS, USER, USER_ID
+from recsys_llm.schema import ITEM, JOIN_KEYS, SEGMENT, USER, USER_ID
 from recsys_llm.timestamps import to_micros
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class FeatureClient:
         self._now = now
         self._lock = threading.RLock()
         self._services: dict[str, Service] = {}
-        self._fingerprints: dict[str, dict[str, str | None]] = {}
+        self._provenance: dict[str, dict[str, Provenance]] = {}
         self._reader: OnlineReader | None = None
 
     @property
@@ -95,7 +96,8 @@ class FeatureClient:
         ----------
         examples : n rows
             ``user_id``, ``item_id`` (str) and ``event_timestamp`` (tz-aware, microseconds). Other columns are carried
-            through. Rows may repeat, in any order.
+            through. Rows may repeat, in any order. A column ``segment`` (str or null) is the user's segment, for
+            views with rows for cold users.
         service
             Feature service to read.
 
@@ -122,8 +124,9 @@ class FeatureClient:
         for column in examples.columns:
             if column in taken:
                 raise SchemaError(f"examples: column {column!r} has the name of a feature of {service}; rename it")
-        fingerprints = parts.fingerprints(resolved)
-        user, user_rows = self._distinct(resolved, USER, user_ids, micros)
+        made = parts.provenance(resolved)
+        segments = segments_of(examples, resolved.views)
+        user, user_rows = self._distinct(resolved, USER, user_ids, micros, segments)
         item, item_rows = self._distinct(resolved, ITEM, item_ids, micros)
         return TrainingSet(
             service=service,
@@ -131,22 +134,28 @@ class FeatureClient:
             item=item,
             user_rows=user_rows,
             item_rows=item_rows,
-            fingerprints=fingerprints,
+            fingerprints=_fingerprints(made),
+            bridges=_bridges(made),
             examples=examples,
             references=resolved.references,
         )
 
-    def lookup(self, user_id: str, candidate_ids: Iterable[str], *, service: str) -> FeatureBatch:
+    def lookup(
+        self, user_id: str, candidate_ids: Iterable[str], *, service: str, segment: str | None = None
+    ) -> FeatureBatch:
         """Read the features of one user and N candidates from the online store.
 
         Parameters
         ----------
         user_id
-            Unknown users are all missing.
+            An unknown user has the row of the segment or of everyone where the view has such rows (the feature
+            ``provenance`` says so), and misses all else.
         candidate_ids
             N of them; none, unknown ones and repeated ones are fine.
         service
             Feature service to read.
+        segment
+            The user's, such as a country, as the source has it.
 
         Returns
         -------
@@ -167,10 +176,12 @@ class FeatureClient:
         from recsys_llm.retrieval.online import Request, block
 
         check_id(user_id, name=USER_ID)
+        if segment is not None:
+            check_id(segment, name=SEGMENT)
         candidates = check_ids(candidate_ids, name="candidate_ids")
         codes, distinct = pd.factorize(candidates)
-        resolved = self.resolve(service)
-        fingerprints = self.fingerprints(service)
+        with self._lock:  # a refresh in between would pair one version's columns with another's fingerprints
+            resolved, made = self.resolve(service), self._made(service)
         requests = [
             Request(USER, resolved.of(USER), (user_id,)),
             Request(ITEM, resolved.of(ITEM), tuple(distinct)),
@@ -178,13 +189,24 @@ class FeatureClient:
         rows = self._online().read(requests)
         now = to_micros(self._now())
         user, item = (block(request, stored, now) for request, stored in zip(requests, rows, strict=True))
-        self._learn(resolved, user, item)
-        n = len(candidates)
-        return FeatureBatch(service, user, item, np.zeros(n, dtype=np.int64), codes.astype(np.int64), fingerprints)
+        cold = cold_views(resolved.of(USER))
 
-    async def lookup_async(self, user_id: str, candidate_ids: Iterable[str], *, service: str) -> FeatureBatch:
+        def standing_in(ids: tuple[str, ...]) -> EntityBlock:
+            request = Request(USER, cold, ids)
+            return block(request, self._online().read([request])[0], now)
+
+        user = filled_now(user, cold, segment, standing_in)
+        self._learn(resolved, user, item)
+        rows_of_user = np.zeros(len(candidates), dtype=np.int64)
+        return FeatureBatch(
+            service, user, item, rows_of_user, codes.astype(np.int64), _fingerprints(made), _bridges(made)
+        )
+
+    async def lookup_async(
+        self, user_id: str, candidate_ids: Iterable[str], *, service: str, segment: str | None = None
+    ) -> FeatureBatch:
         """Do what :meth:`lookup` does in a thread, so that the event loop stays free."""
-        return await asyncio.to_thread(self.lookup, user_id, candidate_ids, service=service)
+        return await asyncio.to_thread(self.lookup, user_id, candidate_ids, service=service, segment=segment)
 
     def entity_history(
         self, entity: str, ids: Sequence[str] | Ids, timestamps: pd.DatetimeIndex | Sequence[datetime], *, service: str
@@ -231,10 +253,17 @@ class FeatureClient:
         FingerprintError
             The service mixes vectors of two models.
         """
-        with self._lock:
-            if service not in self._fingerprints:
-                self._fingerprints[service] = parts.fingerprints(self.resolve(service))
-            return dict(self._fingerprints[service])
+        return _fingerprints(self._made(service))
+
+    def bridges(self, service: str) -> dict[str, str]:
+        """Return the fingerprint that each bridged view stands in for; see :class:`FeatureBatch`.
+
+        Raises
+        ------
+        FingerprintError
+            The service mixes vectors of two models.
+        """
+        return _bridges(self._made(service))
 
     def resolve(self, service: str) -> Service:
         """Return what a feature service asks for, read from the registry once.
@@ -248,14 +277,14 @@ class FeatureClient:
             raise ServiceError(f"service: expected the name of a feature service, found {service!r}; pass its name")
         with self._lock:
             if service not in self._services:
-                self._services[service] = _measured(resolve(self.store, service))
+                self._services[service] = parts.measured(resolve(self.store, service))
             return self._services[service]
 
     def refresh(self) -> None:
         """Forget what was read from the registry and the parts."""
         with self._lock:
             self._services.clear()
-            self._fingerprints.clear()
+            self._provenance.clear()
             if self._store is not None:
                 self._store.refresh_registry()
 
@@ -272,22 +301,32 @@ class FeatureClient:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
+    def _made(self, service: str) -> dict[str, Provenance]:
+        with self._lock:
+            if service not in self._provenance:
+                self._provenance[service] = parts.provenance(self.resolve(service))
+            return self._provenance[service]
+
     def _measured_again(self, service: str) -> Service:
         """Resolve, and look for lengths of vectors that were not known the last time: parts may have come since."""
         with self._lock:
-            self._services[service] = _measured(self.resolve(service))
+            self._services[service] = parts.measured(self.resolve(service))
             return self._services[service]
 
     def _learn(self, service: Service, *blocks: EntityBlock) -> None:
         """Remember the lengths of vectors that were read and that no part tells."""
-        unknown = {feature.column for _, feature in _unmeasured(service)}
+        unknown = {feature.column for _, feature in parts.unmeasured(service)}
         found = {name: block.columns[name].shape[1] for block in blocks for name in unknown if name in block.columns}
         found = {name: length for name, length in found.items() if length}
         if found:
             with self._lock:
                 self._services[service.name] = known_dimensions(service, found)
 
-    def _distinct(self, service: Service, entity: str, ids: Ids, micros: Micros) -> tuple[EntityBlock, Any]:
+    def _distinct(
+        self, service: Service, entity: str, ids: Ids, micros: Micros, segments: Ids | None = None
+    ) -> tuple[EntityBlock, Any]:
+        if entity == USER:
+            return user_history(self.store, service.of(USER), ids, micros, segments)
         first, rows = distinct_pairs(ids, micros)
         return history(self.store, service.of(entity), entity, ids[first], micros[first]), rows
 
@@ -300,14 +339,9 @@ class FeatureClient:
             return self._reader
 
 
-def _unmeasured(service: Service) -> list[tuple[View, Feature]]:
-    """Return the vectors whose length is not known."""
-    features = [(view, feature) for view in service.views for feature in view.features]
-    return [(view, item) for view, item in features if item.kind is Kind.VECTOR and item.dimension is None]
+def _fingerprints(made: dict[str, Provenance]) -> dict[str, str | None]:
+    return {view: found.fingerprint for view, found in made.items()}
 
 
-def _measured(service: Service) -> Service:
-    """Fill in lengths of vectors from the parts, where there are any."""
-    lengths = {feature.column: parts.dimension(view, feature) for view, feature in _unmeasured(service)}
-    found = {column: length for column, length in lengths.items() if length is not None}
-    return known_dimensions(service, found) if found else service
+def _bridges(made: dict[str, Provenance]) -> dict[str, str]:
+    return {view: found.bridges for view, found in made.items() if found.bridges is not None}

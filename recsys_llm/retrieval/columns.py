@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from recsys_llm.errors import StoreError
+from recsys_llm.storage import VectorStorage
 
 Column = Any
 """float32 (n,) | float32 (n, d) | pyarrow.Array of string or list."""
@@ -138,7 +139,9 @@ def combined(array: Any) -> Any:
     return array
 
 
-def from_arrow(array: Any, kind: Kind, *, name: str, dimension: int | None = None) -> Column:
+def from_arrow(
+    array: Any, kind: Kind, *, name: str, dimension: int | None = None, storage: VectorStorage | None = None
+) -> Column:
     """Return an Arrow column as a column of ``kind``.
 
     Parameters
@@ -149,6 +152,8 @@ def from_arrow(array: Any, kind: Kind, *, name: str, dimension: int | None = Non
         Of the feature, for messages.
     dimension
         Length of vectors; None: that of the first one.
+    storage
+        Of vectors that are stored as bytes.
 
     Raises
     ------
@@ -156,6 +161,8 @@ def from_arrow(array: Any, kind: Kind, *, name: str, dimension: int | None = Non
         A vector has another length.
     """
     array = combined(array)
+    if storage is not None:
+        return _stored_vectors(array, storage, name=name)
     if kind is Kind.VECTOR:
         return _vectors(array, name=name, dimension=dimension)
     if kind is not Kind.SCALAR:
@@ -183,5 +190,20 @@ def _vectors(array: Any, *, name: str, dimension: int | None) -> npt.NDArray[np.
         )
     values = array.flatten().cast(pa.float32(), safe=False).fill_null(float("nan")).to_numpy(zero_copy_only=False)
     vectors = np.full((len(array), dimension), np.nan, dtype=np.float32)
-    vectors[known] = values.reshape(-1, dimension)
+    vectors[known] = values.reshape(len(lengths), dimension)
+    return vectors
+
+
+def _stored_vectors(array: Any, storage: VectorStorage, *, name: str) -> npt.NDArray[np.float32]:
+    """Return bytes as float32 (n, d); nulls are rows of NaN."""
+    known = array.is_valid().to_numpy(zero_copy_only=False)
+    values = array.drop_null().to_pylist()
+    wrong = next((len(value) for value in values if len(value) != storage.width), None)
+    if wrong is not None:
+        raise StoreError(
+            f"{name}: expected {storage} in {storage.width} bytes, found {wrong} bytes; vectors of two models don't "
+            "belong in one view: use a view of a new version"
+        )
+    vectors = np.full((len(array), storage.dim), np.nan, dtype=np.float32)
+    vectors[known] = storage.decode(np.frombuffer(b"".join(values), np.uint8).reshape(len(values), storage.width))
     return vectors

@@ -1,7 +1,8 @@
 """From the bytes that Feast stores for each value, to columns.
 
 Feast stores a serialised ``ValueProto``. In that of a list of floats, the last 4 x d bytes are the floats themselves,
-so equal-length vectors are joined and read in one go; only what doesn't have that form is parsed value by value.
+so equal-length vectors are joined and read in one go; only what doesn't have that form is parsed value by value. The
+bytes of a compressed vector end its value in the same way.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from recsys_llm.errors import StoreError
 from recsys_llm.retrieval.columns import ARROW_TYPES, Column, Kind, empty
 from recsys_llm.retrieval.service import Feature, View
+from recsys_llm.storage import VectorStorage
 
 FIELDS = {
     Kind.SCALAR: ("float_val", "double_val", "int64_val", "int32_val", "bool_val"),
@@ -30,6 +32,8 @@ FIELDS = {
     Kind.STRINGS: ("string_list_val",),
 }
 """Which fields of a ``ValueProto`` may hold a feature of each kind."""
+BYTES_FIELD = "bytes_val"
+"""The field of a vector that is stored as bytes."""
 FLOAT_BYTES = 5
 """Bytes of a stored float: one for the field, four for the number."""
 FLOAT_TAG = ValueProto(float_val=1.0).SerializeToString()[:1]
@@ -54,6 +58,8 @@ def decode(values: Sequence[bytes | None], view: View, feature: Feature, ids: Se
         and key.
     """
     where = _Where(view, feature, ids)
+    if feature.storage is not None:
+        return _stored_vectors(values, feature.storage, where)
     if feature.kind is Kind.VECTOR:
         return _vectors(values, feature.dimension, where)
     if feature.kind is Kind.SCALAR:
@@ -85,7 +91,7 @@ class _Where:
         field = proto.WhichOneof("val")
         if field is None or field == "null_val":
             return None
-        if field not in FIELDS[self.feature.kind]:
+        if field not in (FIELDS[self.feature.kind] if self.feature.storage is None else (BYTES_FIELD,)):
             raise self.error(row, f"a Feast value of type {field}")
         found = getattr(proto, field)
         return list(found.val) if field.endswith("_list_val") else found
@@ -93,10 +99,12 @@ class _Where:
     def error(self, row: int, found: str) -> StoreError:
         """Return the error that says what was found instead of a value of this feature."""
         feature = self.feature
-        length = f" of length {feature.dimension}" if feature.dimension else ""
+        expected = f"a {feature.kind}{f' of length {feature.dimension}' if feature.dimension else ''}"
+        if feature.storage is not None:
+            expected = f"{feature.storage} in {feature.storage.width} bytes"
         return StoreError(
-            f"view {self.view.name}, feature {feature.name}, {self.view.join_key}={self.ids[row]!r}: expected a "
-            f"{feature.kind}{length}, found {found}; materialise the view again"
+            f"view {self.view.name}, feature {feature.name}, {self.view.join_key}={self.ids[row]!r}: expected "
+            f"{expected}, found {found}; materialise the view again"
         )
 
 
@@ -121,12 +129,9 @@ def _vectors(values: Sequence[bytes | None], dimension: int | None, where: _Wher
         lists = (where.parse(value, row) for row, value in enumerate(values))
         dimension = next((len(found) for found in lists if found is not None), 0)
     column: npt.NDArray[np.float32] = empty(Kind.VECTOR, len(values), dimension)
-    prefix = _prefix(dimension)
-    size = len(prefix) + 4 * dimension
-    packed = [row for row, value in enumerate(values) if value and len(value) == size and value.startswith(prefix)]
+    packed, tails = _tails(values, _prefix(dimension), 4 * dimension)
     if packed:
-        joined = np.frombuffer(b"".join(values[row] or b"" for row in packed), dtype=np.uint8).reshape(-1, size)
-        column[packed] = np.ascontiguousarray(joined[:, len(prefix) :]).view("<f4")
+        column[packed] = tails.view("<f4")
     if len(packed) < len(values):
         done = set(packed)
         for row, value in enumerate(values):
@@ -139,6 +144,38 @@ def _vectors(values: Sequence[bytes | None], dimension: int | None, where: _Wher
                 raise where.error(row, f"one of length {len(found)} where others have {dimension}")
             column[row] = found
     return column
+
+
+def _stored_vectors(values: Sequence[bytes | None], storage: VectorStorage, where: _Where) -> npt.NDArray[np.float32]:
+    column: npt.NDArray[np.float32] = empty(Kind.VECTOR, len(values), storage.dim)
+    packed, tails = _tails(values, _bytes_prefix(storage.width), storage.width)
+    if packed:
+        column[packed] = storage.decode(tails)
+    if len(packed) < len(values):
+        done = set(packed)
+        for row, value in enumerate(values):
+            found = None if row in done else where.parse(value, row)
+            if found is None:
+                continue
+            if len(found) != storage.width:
+                raise where.error(row, f"{len(found)} bytes")
+            column[row] = storage.decode(np.frombuffer(found, np.uint8)[None, :])
+    return column
+
+
+def _tails(values: Sequence[bytes | None], prefix: bytes, length: int) -> tuple[list[int], npt.NDArray[np.uint8]]:
+    """Return the rows whose value is ``prefix`` and so many bytes, and these bytes: uint8 (rows, length)."""
+    size = len(prefix) + length
+    rows = [row for row, value in enumerate(values) if value and len(value) == size and value.startswith(prefix)]
+    joined = np.frombuffer(b"".join(values[row] or b"" for row in rows), dtype=np.uint8).reshape(len(rows), size)
+    return rows, np.ascontiguousarray(joined[:, len(prefix) :])
+
+
+@lru_cache(maxsize=64)
+def _bytes_prefix(width: int) -> bytes:
+    """Return what precedes so many bytes."""
+    value: bytes = ValueProto(bytes_val=bytes(width)).SerializeToString()
+    return value[: len(value) - width]
 
 
 @lru_cache(maxsize=64)

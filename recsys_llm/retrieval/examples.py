@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from recsys_llm.errors import RowError, SchemaError, did_you_mean
-from recsys_llm.schema import EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from recsys_llm.schema import EVENT_TIMESTAMP, ITEM_ID, SEGMENT, USER_ID
 
 Ids = npt.NDArray[np.object_]
 Micros = npt.NDArray[np.int64]
@@ -119,6 +119,29 @@ def check_examples(examples: Any) -> tuple[Ids, Ids, Micros]:
         _ids(examples[ITEM_ID], ITEM_ID),
         check_timestamps(examples[EVENT_TIMESTAMP], name=f"examples, column {EVENT_TIMESTAMP!r}"),
     )
+
+
+def check_segments(examples: pd.DataFrame) -> Ids | None:
+    """Return the segment of each example's user as object (n,) of str or None; None without such a column.
+
+    Raises
+    ------
+    SchemaError
+        A segment is no string.
+    """
+    if SEGMENT not in examples.columns:
+        return None
+    series = examples[SEGMENT]
+    codes, distinct = pd.factorize(series)
+    known = np.array([*distinct, None], dtype=object)
+    for code, value in enumerate(known[:-1]):
+        if not isinstance(value, str):
+            raise SchemaError(
+                f"examples: column {SEGMENT!r}, row {_row(series, np.argmax(codes == code))}: expected str or null, "
+                f"found {type(value).__name__} {value!r}; use .astype(str), or rename the column if it is no segment"
+            )
+    segments: Ids = known[codes]
+    return segments
 
 
 def _ids(series: pd.Series[Any], column: str) -> Ids:

@@ -52,6 +52,8 @@ def history(
     entity: str,
     ids: npt.NDArray[np.object_],
     micros: npt.NDArray[np.int64],
+    *,
+    join_rows: int = JOIN_ROWS,
 ) -> EntityBlock:
     """Return the newest features at or before each time.
 
@@ -67,6 +69,8 @@ def history(
         Entity keys, str.
     micros : int64 (n,)
         Microseconds since the epoch. (id, time) pairs must be distinct.
+    join_rows
+        Rows joined at a time.
 
     Returns
     -------
@@ -78,7 +82,7 @@ def history(
     RetrievalError
         The offline store returned rows that were not asked for, or row ids and parts contradict each other.
     """
-    joined = _join(store, views, entity, ids, micros) if len(views) and len(ids) else None
+    joined = _join(store, views, entity, ids, micros, join_rows) if len(views) and len(ids) else None
     plain: dict[str, Column] = {}
     shared: dict[str, Stored] = {}
     status: dict[str, npt.NDArray[np.uint8]] = {}
@@ -105,6 +109,7 @@ def _join(
     entity: str,
     ids: npt.NDArray[np.object_],
     micros: npt.NDArray[np.int64],
+    join_rows: int,
 ) -> dict[str, Any]:
     """Ask Feast, and return its columns (pyarrow arrays, null where nothing was joined) in the order of ``ids``."""
     frame = pd.DataFrame(
@@ -115,7 +120,7 @@ def _join(
         }
     )
     features = [f"{view.name}:{name}" for view in views for name in _joined(view)]
-    chunks = [_ask(store, features, frame[start : start + JOIN_ROWS]) for start in range(0, len(frame), JOIN_ROWS)]
+    chunks = [_ask(store, features, frame[start : start + join_rows]) for start in range(0, len(frame), join_rows)]
     table = pa.concat_tables(chunks, promote_options="permissive")
     positions = combined(table.column(POSITION)).to_numpy(zero_copy_only=False).astype(np.int64)
     if len(np.unique(positions)) != len(positions):
@@ -163,8 +168,8 @@ def _column(array: Any, feature: Feature, n: int) -> Column:
         return empty(feature.kind, n, feature.dimension or 0)
     if feature.kind in ARROW_TYPES or feature.kind is Kind.SCALAR:
         return from_arrow(array, feature.kind, name=feature.column)
-    column = from_arrow(array, feature.kind, name=feature.column, dimension=feature.dimension)
-    return column
+    storage = feature.storage
+    return from_arrow(array, feature.kind, name=feature.column, dimension=feature.dimension, storage=storage)
 
 
 def _in_order(columns: dict[str, Column], views: Sequence[View]) -> dict[str, Column]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +18,23 @@ import pyarrow.parquet as pq
 
 from recsys_llm.errors import FingerprintError, RetrievalError
 from recsys_llm.retrieval.columns import Column, Kind, combined, empty, from_arrow, with_missing
-from recsys_llm.retrieval.service import Feature, Service, View
-from recsys_llm.schema import CREATED_TIMESTAMP, ROW_ID, TAG
+from recsys_llm.retrieval.service import Feature, Service, View, known_dimensions
+from recsys_llm.schema import CREATED_TIMESTAMP, ROW_ID, TAG, VECTOR_TAG
+from recsys_llm.storage import VectorStorage
 
 METADATA_KEY = TAG.encode()
 SCAN_ROWS = 8192
 """Rows decoded at a time: 8,192 x 384 floats are 12 MB."""
+
+
+class Provenance(NamedTuple):
+    """What computed a view's vectors, as its parts say it; None where they don't."""
+
+    fingerprint: str | None = None
+    encoder: str | None = None
+    bridges: str | None = None
+    """Of a view whose vectors were mapped into an older model's space: the fingerprint that the older view has."""
+    bridged_encoder: str | None = None
 
 
 def files(view: View) -> list[Path]:
@@ -34,6 +45,19 @@ def files(view: View) -> list[Path]:
     if path.is_dir():
         return sorted(path.rglob("*.parquet"))
     return sorted(Path(found) for found in glob.glob(view.parts))
+
+
+def unmeasured(service: Service) -> list[tuple[View, Feature]]:
+    """Return the vectors whose length is not known."""
+    features = [(view, feature) for view in service.views for feature in view.features]
+    return [(view, item) for view, item in features if item.kind is Kind.VECTOR and item.dimension is None]
+
+
+def measured(service: Service) -> Service:
+    """Fill in lengths of vectors from the parts, where there are any."""
+    lengths = {feature.column: dimension(view, feature) for view, feature in unmeasured(service)}
+    found = {column: length for column, length in lengths.items() if length is not None}
+    return known_dimensions(service, found) if found else service
 
 
 def dimension(view: View, feature: Feature) -> int | None:
@@ -49,31 +73,26 @@ def dimension(view: View, feature: Feature) -> int | None:
     return None
 
 
-def fingerprints(service: Service) -> dict[str, str | None]:
-    """Return each view's fingerprint, from the metadata of its parts; None where they carry none.
+def provenance(service: Service) -> dict[str, Provenance]:
+    """Return what computed each view, from the metadata of its parts.
+
+    A view that is bridged to an older encoder counts as one of that encoder: its vectors were mapped into its space.
 
     Raises
     ------
     FingerprintError
-        Parts of one view carry two fingerprints, or two views of the service hold vectors of two text encoders.
+        Parts of one view carry two fingerprints, or vectors in another form than the view's tag says; or two views of
+        the service hold vectors of two text encoders.
     """
-    encoders: dict[str, str] = {}  # encoder fingerprint -> view
-    found: dict[str, str | None] = {}
+    found = {view.name: _of_view(view) for view in service.views}
     for view in service.views:
-        seen: dict[tuple[str | None, str | None], Path] = {}
-        for file in files(view):
-            seen.setdefault(_manifest(str(file), file.stat().st_mtime_ns), file)
-        written = {key: file for key, file in seen.items() if key != (None, None)}
-        if len(written) > 1:
-            (one, first), (other, second) = list(written.items())[:2]
-            raise FingerprintError(
-                f"view {view.name}: its parts were computed by two models, {one[0]} ({first}) and {other[0]} "
-                f"({second}); move the parts of one away, and give the new model a view of a new version"
-            )
-        fingerprint, encoder = next(iter(written), (None, None))
-        found[view.name] = fingerprint
+        _check_storage(view)
+    bridged = {made.encoder: made.bridged_encoder for made in found.values() if made.bridged_encoder}
+    encoders: dict[str, str] = {}  # encoder fingerprint -> view
+    for name, made in found.items():
+        encoder = bridged.get(made.encoder, made.encoder)
         if encoder is not None:
-            encoders.setdefault(encoder, view.name)
+            encoders.setdefault(encoder, name)
     if len(encoders) > 1:
         (one_encoder, one_view), (other_encoder, other_view) = list(encoders.items())[:2]
         raise FingerprintError(
@@ -84,12 +103,44 @@ def fingerprints(service: Service) -> dict[str, str | None]:
     return found
 
 
+def _of_view(view: View) -> Provenance:
+    seen: dict[Provenance, Path] = {}
+    for file in files(view):
+        seen.setdefault(_manifest(str(file), file.stat().st_mtime_ns), file)
+    written = {key: file for key, file in seen.items() if key != Provenance()}
+    if len(written) > 1:
+        (one, first), (other, second) = list(written.items())[:2]
+        raise FingerprintError(
+            f"view {view.name}: its parts were computed by two models, {one[0]} ({first}) and {other[0]} "
+            f"({second}); move the parts of one away, and give the new model a view of a new version"
+        )
+    return next(iter(written), Provenance())
+
+
+def _check_storage(view: View) -> None:
+    """Refuse a tag that was changed after the view was written: bytes of the right length would be other numbers."""
+    stored = next((feature.storage for feature in view.features if feature.storage is not None), None)
+    for file in files(view) if stored is not None else []:
+        written = _metadata(str(file), file.stat().st_mtime_ns).get("vector")
+        made = stored if written is None else VectorStorage.of(view.name, {VECTOR_TAG: written})
+        if made != stored:
+            raise FingerprintError(
+                f"view {view.name}: its tag {VECTOR_TAG!r} says {stored}, its parts hold {made} ({file}); restore the "
+                "tag and run `feast apply`"
+            )
+
+
+def _manifest(file: str, modified: int) -> Provenance:
+    """Return what one part says of itself."""
+    names = ("fingerprint", "encoder_fingerprint", "bridges", "bridged_encoder")
+    return Provenance(*(_metadata(file, modified).get(name) for name in names))
+
+
 @lru_cache(maxsize=4096)
-def _manifest(file: str, modified: int) -> tuple[str | None, str | None]:
-    """Return (fingerprint, encoder_fingerprint) of one part. ``modified`` is there to read an altered file anew."""
+def _metadata(file: str, modified: int) -> dict[str, Any]:
+    """Return the manifest of a part. ``modified`` is there to read an altered file anew."""
     metadata = pq.read_metadata(file).metadata or {}
-    manifest = json.loads(metadata.get(METADATA_KEY, b"{}"))
-    return manifest.get("fingerprint"), manifest.get("encoder_fingerprint")
+    return dict(json.loads(metadata.get(METADATA_KEY, b"{}")))
 
 
 def gather(view: View, row_ids: npt.NDArray[np.int64]) -> dict[str, Column]:
@@ -136,7 +187,7 @@ def gather(view: View, row_ids: npt.NDArray[np.int64]) -> dict[str, Column]:
                 chunks[feature.column].append(from_arrow(rows, feature.kind, name=feature.column))
                 continue
             length = vectors[feature.column].shape[1] if feature.column in vectors else feature.dimension
-            values = from_arrow(rows, feature.kind, name=feature.column, dimension=length)
+            values = from_arrow(rows, feature.kind, name=feature.column, dimension=length, storage=feature.storage)
             if feature.column not in vectors and values.shape[1]:
                 vectors[feature.column] = empty(feature.kind, len(row_ids) + 1, values.shape[1])
             if feature.column in vectors:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from recsys_llm.errors import ServiceError, did_you_mean
 from recsys_llm.retrieval.columns import Kind
 from recsys_llm.retrieval.pairwise import PairwiseInputs
-from recsys_llm.schema import CENTROID, EMBEDDING, ITEM, JOIN_KEYS, ROW_ID, USER, feature_column
+from recsys_llm.schema import CENTROID, EMBEDDING, ITEM, JOIN_KEYS, PROVENANCE, ROW_ID, USER, VECTOR_TAG, feature_column
+from recsys_llm.storage import VectorStorage
 from recsys_llm.timestamps import MICROSECOND
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Feature:
     kind: Kind
     dimension: int | None = None
     """Length of a vector, where the view states it."""
+    storage: VectorStorage | None = None
+    """Of a vector that is stored as bytes: how to decode it."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class View:
     """Path or glob of local parquet files; None: stored elsewhere."""
     definition: Any = field(repr=False, compare=False)
     """The ``feast.FeatureView``."""
+    has_cold_rows: bool = False
+    """Whether reserved user ids have rows that stand in for those of cold users."""
 
     @property
     def join_key(self) -> str:
@@ -107,6 +112,18 @@ def resolve(store: feast.FeatureStore, name: str) -> Service:
         known = [service.name for service in store.list_feature_services()]
         hint = did_you_mean(name, known) if known else "the registry holds none; run `feast apply`"
         raise ServiceError(f"feature service {name!r} is not in project {store.project}; {hint}") from None
+    return resolve_definition(store, definition)
+
+
+def resolve_definition(store: feast.FeatureStore, definition: feast.FeatureService) -> Service:
+    """Resolve a feature service that needn't be in the registry; its views must be.
+
+    Raises
+    ------
+    ServiceError
+        As :func:`resolve`.
+    """
+    name = definition.name
     views = tuple(_view(store, name, projection) for projection in definition.feature_view_projections)
     service = Service(name, tuple(view for view in views if view.features))
     # Refuses two versions of a view, before anything is read.
@@ -141,28 +158,34 @@ def _view(store: feast.FeatureStore, service: str, projection: Any) -> View:
             f"{where}: expected join key {keys[0]} of type String, found {key_type}; cast ids to strings"
         )
     types = {feature.name: str(feature.dtype) for feature in definition.features}
+    storage = VectorStorage.of(projection.name, definition.tags)
     return View(
         name=projection.name,
         entity=entity,
         ttl=(definition.ttl or timedelta(0)) // MICROSECOND,
         features=tuple(
-            _feature(where, projection.name, field) for field in projection.features if field.name != ROW_ID
+            _feature(where, projection.name, field, storage) for field in projection.features if field.name != ROW_ID
         ),
         has_row_id=types.get(ROW_ID) == "Int64",
         parts=_local_parquet(store, definition.batch_source),
         definition=definition,
+        has_cold_rows=entity == USER and types.get(PROVENANCE) == "String",
     )
 
 
-def _feature(where: str, view: str, definition: Any) -> Feature:
+def _feature(where: str, view: str, definition: Any, storage: VectorStorage | None) -> Feature:
+    column = feature_column(view, definition.name)
+    if storage is not None and storage.is_bytes and definition.name == EMBEDDING and str(definition.dtype) == "Bytes":
+        return Feature(definition.name, column, Kind.VECTOR, storage.dim, storage)
     kind = _kind(definition)
     if kind is None:
         raise ServiceError(
             f"{where}: feature {definition.name}: expected {', '.join(SCALAR_TYPES)}, String or an Array of String, "
-            f"Float32, Float64, Int32 or Int64, found {definition.dtype}; leave it out of the service"
+            f"Float32, Float64, Int32 or Int64, found {definition.dtype}; leave it out of the service. A compressed "
+            f"{EMBEDDING}, of type Bytes, needs the view's tag {VECTOR_TAG!r} by recsys_llm.schema.vector_tag(...)"
         )
     dimension = definition.vector_length or None if kind is Kind.VECTOR else None
-    return Feature(definition.name, feature_column(view, definition.name), kind, dimension)
+    return Feature(definition.name, column, kind, dimension)
 
 
 def _kind(definition: Any) -> Kind | None:

@@ -66,8 +66,8 @@ class TrainingSet(FeatureBatch):
     def manifest(self) -> dict[str, Any]:
         """What the set was made of, as JSON values.
 
-        ``service``, ``features``, ``fingerprints`` (by view), ``rows``, ``nulls`` (examples without a value, by column)
-        and ``time_range`` (first and last time, ISO 8601; null where there are no examples).
+        ``service``, ``features``, ``fingerprints`` (by view), ``bridges`` (by view), ``rows``, ``nulls`` (examples
+        without a value, by column) and ``time_range`` (first and last time, ISO 8601; null without examples).
         """
         missing = {name: int(self._nulls(name).sum()) for name in self.columns}
         missing |= {name: int(np.isnan(self.pairwise[:, n]).sum()) for n, name in enumerate(self.pairwise_names)}
@@ -76,6 +76,7 @@ class TrainingSet(FeatureBatch):
             "service": self.service,
             "features": list(self.references),
             "fingerprints": dict(self.fingerprints),
+            "bridges": dict(self.bridges),
             "rows": len(self),
             "nulls": missing,
             "time_range": [times.min().isoformat(), times.max().isoformat()] if len(self) else None,

@@ -1,8 +1,8 @@
 """Raw tables, from wherever they are, as checked Arrow record batches.
 
-:func:`items`, :func:`interactions` and :func:`user_words` are what the rest of the package reads;
-:class:`ParquetSource` and :class:`SqlSource` are where they come from. The other functions get
-data to try things out with.
+:func:`items`, :func:`interactions`, :func:`users` and :func:`user_words` are what the rest of the package
+reads; :class:`ParquetSource` and :class:`SqlSource` are where they come from. The other functions get data to
+try things out with.
 """
 
 from recsys_llm.sources.base import Source
@@ -13,7 +13,7 @@ from recsys_llm.sources.parquet import ParquetSource
 from recsys_llm.sources.runs import whole_keys
 from recsys_llm.sources.simulated import write_simulated
 from recsys_llm.sources.sql import SqlSource
-from recsys_llm.sources.tables import interactions, items, user_words
+from recsys_llm.sources.tables import interactions, items, user_words, users
 
 __all__ = [
     "ParquetSource",
@@ -25,6 +25,7 @@ __all__ = [
     "items",
     "open_source",
     "user_words",
+    "users",
     "whole_keys",
     "write_simulated",
 ]

@@ -179,7 +179,7 @@ def _refuse_duplicate(row: Any, source: Source, raw: Sequence[str]) -> None:
     where = " and ".join(source.rows(list(raw), same))
     raise RowError(
         f"{source.name}: {where}, columns {raw[0]!r}, {raw[1]!r}: ({item.as_py()!r}, {time.as_py().isoformat()}) "
-        "comes twice; an item may have several rows only at different times"
+        "comes twice; one id may have several rows only at different times"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from recsys_llm.text.documents import clean_text, item_documents, template_columns, user_document
+from recsys_llm.text.documents import clean_text, item_documents, one_line, template_columns, user_document
 from recsys_llm.text.fingerprint import encoder_fingerprint
 from recsys_llm.text.model_files import ModelFiles, resolve_model
 
@@ -17,6 +17,7 @@ __all__ = [
     "clean_text",
     "encoder_fingerprint",
     "item_documents",
+    "one_line",
     "resolve_model",
     "template_columns",
     "user_document",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +16,11 @@ _UNREADABLE = re.compile("[\x00\ud800-\udfff]")
 _SEPARATOR = re.compile(r"[\W_]*")
 _OPENING, _CLOSING = "([{", ")]}"
 _SENTENCE_ENDS = ".!?"
+
+SEPARATOR = ". "
+"""Between the entries of a user's text."""
+LONGEST_TOKEN = 32
+"""Characters of a token at most, when a word is cut that is too long by itself."""
 
 
 def clean_text(text: str) -> str:
@@ -87,28 +92,68 @@ def item_documents(batch: pa.RecordBatch, template: str, *, source: str) -> list
     return [_render(parsed, row) for row in zip(*values, strict=True)]
 
 
-def user_document(items: Sequence[str], words: Sequence[str]) -> str:
-    """Return a user's recent items and own words as one text.
+def user_document(parts: Sequence[tuple[Sequence[str], int]], cost: Callable[[str], int]) -> str:
+    """Return a user's profile, recent items and own words as one text whose parts are bounded in tokens.
 
-    An encoder cuts the end of a long text, so the newest comes first and the user's words follow the items. Blank
-    entries are left out, and a repeated one is kept where it is newest.
+    Of each part the entries that fit are kept; the first that doesn't is cut at a word, and older ones are left out.
+    Blank entries are left out, and a repeated one is kept where it is first.
 
     Parameters
     ----------
-    items
-        Rendered items, newest first.
-    words
-        What the user wrote, newest first.
+    parts
+        Entries of each part, newest first, and the tokens that they may have together.
+    cost
+        Tokens of an entry in the text, with the separator before it.
 
     Examples
     --------
-    >>> user_document(["Toy Story", "Heat", "Toy Story"], ["pixar"])
-    'Toy Story. Heat. pixar'
-    >>> user_document([], [])
+    >>> words = lambda entry: len(entry.split())
+    >>> user_document([(["Toy Story", "Heat", "Toy Story"], 9), (["loved it more than once"], 3)], words)
+    'Toy Story. Heat. loved it more'
+    >>> user_document([], words)
     ''
     """
-    texts = (_one_line(text) for text in (*items, *words))
-    return ". ".join(dict.fromkeys(text for text in texts if text))
+    kept: dict[str, None] = {}
+    for entries, tokens in parts:
+        room = tokens
+        for line in dict.fromkeys(one_line(entry) for entry in entries):
+            if not line or line in kept:
+                continue
+            fitting = _shortened(line, room, cost)
+            if fitting:
+                kept.setdefault(fitting)
+            if fitting != line:
+                break
+            room -= cost(line)
+    return SEPARATOR.join(kept)
+
+
+def one_line(text: str) -> str:
+    """Return ``text`` cleaned, with every run of whitespace as one space."""
+    return " ".join(clean_text(text).split())
+
+
+def _shortened(line: str, room: int, cost: Callable[[str], int]) -> str:
+    """Return the longest start of ``line`` that fits, whole words if one does; "" where nothing fits."""
+    if room <= 0:
+        return ""
+    if cost(line) <= room:
+        return line
+    words = line.split(" ", room)[:room]
+    count = _last_fitting(len(words), lambda number: cost(" ".join(words[:number])) <= room)
+    if count:
+        return " ".join(words[:count])
+    word = words[0][: LONGEST_TOKEN * room]
+    return word[: _last_fitting(len(word), lambda number: cost(word[:number]) <= room)]
+
+
+def _last_fitting(most: int, fits: Callable[[int], bool]) -> int:
+    """Return a number up to ``most`` that fits and whose successor doesn't, by bisection; 0 where 1 doesn't fit."""
+    low, high = 0, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 @dataclass(frozen=True)
@@ -165,9 +210,9 @@ def _render(template: _Template, values: Sequence[str]) -> str:
     if not text:
         return ""
     if not skipped:
-        return _one_line(text + template.end)
+        return one_line(text + template.end)
     end = next((character for character in skipped + template.end if character in _SENTENCE_ENDS), "")
-    return _one_line(text + end)
+    return one_line(text + end)
 
 
 def _without_closing(separator: str, skipped: str) -> str:
@@ -176,10 +221,6 @@ def _without_closing(separator: str, skipped: str) -> str:
     if opened and opened in _OPENING and separator.lstrip()[:1] == _CLOSING[_OPENING.index(opened)]:
         return separator.lstrip()[1:]
     return separator
-
-
-def _one_line(text: str) -> str:
-    return " ".join(clean_text(text).split())
 
 
 def _strings(batch: pa.RecordBatch, column: str, template: str, source: str) -> list[str]:
@@ -194,7 +235,7 @@ def _strings(batch: pa.RecordBatch, column: str, template: str, source: str) -> 
         )
     texts = array.cast(pa.string())
     try:
-        return ["" if text is None else _one_line(text) for text in texts.to_pylist()]
+        return ["" if text is None else one_line(text) for text in texts.to_pylist()]
     except UnicodeDecodeError:
         row = next(row for row in range(len(texts)) if not _is_utf8(texts[row]))
         raise RowError(f"{source}: row {row} of the batch, column {column!r}: not valid UTF-8; repair it") from None

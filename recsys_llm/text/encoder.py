@@ -143,7 +143,7 @@ class TextEncoder:
             dim=files.dim,
             normalize=normalize,
             fingerprint=fingerprint,
-            trained_until=trained_until,
+            trained_until=_later(trained_until, None if mapped is None else mapped.trained_until),
             transform=mapped,
         )
 
@@ -216,6 +216,10 @@ class TextEncoder:
                 f"text {bad}: the model {self.name!r} gave a vector with NaN or infinite values, so no vector of this "
                 "call is returned; check the model's weights, or leave that text out"
             )
+
+
+def _later(one: datetime | None, other: datetime | None) -> datetime | None:
+    return max((time for time in (one, other) if time is not None), default=None)
 
 
 def _backbone(model: nn.Module, *, pad: int, pooling: str) -> Backbone:

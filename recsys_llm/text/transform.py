@@ -16,8 +16,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,14 +27,15 @@ from safetensors.numpy import save as save_tensors
 
 from recsys_llm.errors import CheckpointError, ModelError
 from recsys_llm.files import replaced_directory, write_synced
+from recsys_llm.storage import StorageKind, VectorStorage
+from recsys_llm.timestamps import as_utc
 
 FORMAT = 1
 _TENSORS = "transform.safetensors"
-_MANIFEST = "transform.json"
+MANIFEST = "transform.json"
 _SMALLEST_NORM = 1e-12
 
 Floats = npt.NDArray[np.float32]
-Storage = Literal["float32", "int8", "binary"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +52,12 @@ class VectorTransform:
     """(dim, new_dim)"""
     normalize: bool = True
     """Scale the result to length 1."""
-    storage: Storage = "float32"
+    storage: StorageKind = "float32"
     """How a view stores the vectors."""
     scale: float | None = None
     """int8: the value of the code 127, from calibration."""
     notes: Mapping[str, Any] = field(default_factory=dict)
-    """What was measured when it was fitted; JSON values, no part of the fingerprint."""
+    """What was measured when it was fitted; JSON values, no part of the fingerprint but for ``trained_until``."""
 
     @property
     def dim(self) -> int:
@@ -63,9 +65,20 @@ class VectorTransform:
         return int(self.matrix.shape[1])
 
     @property
+    def stored(self) -> VectorStorage:
+        """Form in which a view keeps the vectors."""
+        return VectorStorage(self.storage, self.dim, self.scale)
+
+    @property
+    def trained_until(self) -> datetime | None:
+        """Cut-off of what the map learned from: texts, and what an older encoder knew, if it is a bridge to that."""
+        known = self.notes.get("trained_until")
+        return None if known is None else as_utc(datetime.fromisoformat(known), name="trained_until")
+
+    @property
     def fingerprint(self) -> str:
         """Hash (hex) of what decides the stored vectors."""
-        identity = {
+        identity: dict[str, Any] = {
             "version": FORMAT,
             "input": self.input_fingerprint,
             "tensors": hashlib.sha256(self._tensors()).hexdigest(),
@@ -73,6 +86,8 @@ class VectorTransform:
             "storage": self.storage,
             "scale": self.scale,
         }
+        if self.trained_until is not None:
+            identity["trained_until"] = self.trained_until.isoformat()
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
     def apply(self, vectors: Floats) -> Floats:
@@ -106,8 +121,8 @@ class VectorTransform:
             ``directory`` exists and holds something else.
         """
         target = Path(directory)
-        if target.exists() and not (target / _MANIFEST).is_file():
-            raise CheckpointError(f"{target}: exists and holds no {_MANIFEST}; name another directory")
+        if target.exists() and not (target / MANIFEST).is_file():
+            raise CheckpointError(f"{target}: exists and holds no {MANIFEST}; name another directory")
         tensors = self._tensors()
         content = {
             "format": FORMAT,
@@ -121,7 +136,7 @@ class VectorTransform:
         }
         with replaced_directory(target) as fresh:
             write_synced(fresh / _TENSORS, tensors)
-            write_synced(fresh / _MANIFEST, json.dumps(content, indent=2).encode())
+            write_synced(fresh / MANIFEST, json.dumps(content, indent=2).encode())
 
     @classmethod
     def load(cls, directory: Path | str) -> Self:
@@ -134,10 +149,10 @@ class VectorTransform:
         """
         path = Path(directory)
         try:
-            content = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+            content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             tensors = (path / _TENSORS).read_bytes()
             if content["format"] != FORMAT:
-                raise CheckpointError(f"{path / _MANIFEST}: expected format {FORMAT}, found {content['format']}")
+                raise CheckpointError(f"{path / MANIFEST}: expected format {FORMAT}, found {content['format']}")
             if hashlib.sha256(tensors).hexdigest() != content["sha256"]:
                 raise CheckpointError(f"{path / _TENSORS}: altered or truncated since it was saved; fit it again")
             arrays = load_tensors(tensors)

@@ -230,6 +230,23 @@ def test_another_model_is_refused_and_nothing_changes(world):
     assert (world.offline(), world.online) == before
 
 
+def test_vectors_of_another_length_are_refused_by_their_lengths(world):
+    def of_length(dim):
+        producer = FakeProducer(ROWS, fingerprint=f"of length {dim}")
+        producer.manifest["dim"] = str(dim)
+        return producer
+
+    world.run(of_length(2))
+    before = world.offline(), dict(world.online)
+    with pytest.raises(FingerprintError, match=r"toy_v1 holds vectors of length 2 \(part-.*makes vectors of length 3"):
+        world.run(of_length(3))
+    world.lose_ledger()
+    with pytest.raises(FingerprintError, match="holds vectors of length 2 .* makes vectors of length 3"):
+        world.run(of_length(3))
+    assert (world.offline(), world.online) == before
+    assert world.run(of_length(2)).recovered == len(ROWS)
+
+
 def test_parts_of_another_model_are_refused_before_the_view_is_bound(world):
     world.run(FakeProducer(ROWS))
     world.lose_ledger()

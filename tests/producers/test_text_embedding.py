@@ -10,7 +10,8 @@ from recsys_llm.producers.text_embedding import TEXT, ItemTextEmbedding, UserTex
 from tests.builders import config_for, hours, write_interactions, write_items, write_tags
 
 ENCODERS = (
-    'text_encoders:\n  minilm_v1: {model: m, template: "{title}. {text}", user: {granularity: 1h, recent_items: 2}}\n'
+    'text_encoders:\n  minilm_v1: {model: m, template: "{title}. {text}", '
+    "user: {granularity: 1h, recent_items: 2, cold_start_days: 0}}\n"
 )
 LONG_AGO, FOREVER = hours(-24 * 365 * 60), hours(24 * 365)
 
@@ -21,6 +22,7 @@ class LetterCounter:
     fingerprint = "letters"
     dim = 2
     transform = None
+    trained_until = None
 
     def encode(self, texts):
         return np.array([[len(text), text.count(" ")] for text in texts], np.float32).reshape(len(texts), 2)
@@ -74,7 +76,12 @@ def test_user_texts_hold_what_was_liked_and_written_before(tmp_path):
     )
     write_tags(tmp_path, [("u1", "slow", hours(1.9)), ("u1", "later", hours(3)), ("u2", "grim", hours(8))])
     made = producer(UserTextEmbedding, tmp_path, words=True)
-    assert texts_of(made) == [("u1", hours(2), "One. slow"), ("u1", hours(3), "Three. Two. slow")]
+    assert texts_of(made) == [
+        ("u1", hours(2), "One. slow"),
+        ("u1", hours(3), "Three. Two. slow"),
+        ("u1", hours(4), "Three. Two. later. slow"),
+        ("u2", hours(9), "grim"),
+    ]
 
 
 def test_a_missing_column_is_named(tmp_path):

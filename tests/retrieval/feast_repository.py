@@ -90,11 +90,22 @@ class Repository:
     """The repository, applied once; parts and online rows may be rewritten."""
 
     def __init__(
-        self, folder: Path, *, online: Mapping[str, Any], project: str = "shop", offline: str = "duckdb"
+        self,
+        folder: Path,
+        *,
+        online: Mapping[str, Any],
+        project: str = "shop",
+        offline: str = "duckdb",
+        views: Mapping[str, tuple[str, timedelta, Mapping[str, tuple[Any, Any]]]] = VIEWS,
+        tags: Mapping[str, dict[str, str]] | None = None,
+        services: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
+        """Take views as :data:`VIEWS` has them, the tags of some, and the views of each service."""
         self.folder = folder
         self.numbers = count()
-        for view in VIEWS:
+        self.views = views
+        self.tags = tags or {}
+        for view in views:
             self.write(view, [])
         config = RepoConfig(
             project=project,
@@ -110,13 +121,10 @@ class Repository:
             name: Entity(name=name, join_keys=[key], value_type=ValueType.STRING)
             for name, key in schema.JOIN_KEYS.items()
         }
-        views = {name: self._view(name, entities) for name in VIEWS}
-        plain = [views[schema.ITEM_STATS], views[MOOD]]
-        services = [
-            FeatureService(name=EVERYTHING, features=list(views.values())),
-            FeatureService(name=PLAIN, features=plain),
-        ]
-        self.store.apply([*entities.values(), *views.values(), *services])
+        made = {name: self._view(name, entities) for name in views}
+        named = services or {EVERYTHING: tuple(views), PLAIN: (schema.ITEM_STATS, MOOD)}
+        read = [FeatureService(name=name, features=[made[view] for view in of]) for name, of in named.items()]
+        self.store.apply([*entities.values(), *made.values(), *read])
 
     def directory(self, view: str) -> Path:
         return self.folder / "features" / view
@@ -126,7 +134,7 @@ class Repository:
 
         Files get new names: DuckDB remembers what it read from a path, and parts are never written over anyway.
         """
-        entity, _, features = VIEWS[view]
+        entity, _, features = self.views[view]
         key = schema.JOIN_KEYS[entity]
         columns = {
             key: pa.array([row[key] for row in rows], pa.string()),
@@ -146,7 +154,7 @@ class Repository:
         """Write online rows the way that Feast itself does."""
         from feast.utils import _convert_arrow_to_proto
 
-        entity, _, features = VIEWS[view]
+        entity, _, features = self.views[view]
         key = schema.JOIN_KEYS[entity]
         batch = pa.record_batch(
             {
@@ -161,7 +169,7 @@ class Repository:
         self.store.provider.online_write_batch(self.store.config, definition, data, None)
 
     def _view(self, name: str, entities: Mapping[str, Entity]) -> FeatureView:
-        entity, ttl, features = VIEWS[name]
+        entity, ttl, features = self.views[name]
         key = schema.JOIN_KEYS[entity]
         return FeatureView(
             name=name,
@@ -175,6 +183,7 @@ class Repository:
                 timestamp_field=schema.EVENT_TIMESTAMP,
                 created_timestamp_column=schema.CREATED_TIMESTAMP,
             ),
+            tags=self.tags.get(name, {}),
         )
 
 

@@ -284,3 +284,12 @@ def test_lists_of_views_without_row_ids_pass_through_feast(repository, client):
     assert training.status(NOTES).tolist() == [Status.MISSING, Status.PRESENT]
     with pytest.raises(ServiceError, match="expected item_notes__words to be a number, found list"):
         training.scalar("item_notes__words")
+
+
+def test_vectors_that_are_null_in_every_row(repository, client):
+    # A sequence model that starts from item ids alone has no centroids.
+    row = {"user_id": "u0", "at": hours(1), "item_ids": ["i1"], "log_probs": [-0.5], "entropy": 2.0, "row_id": 1}
+    repository.write(schema.USER_NEXT_ITEMS, [{**row, "centroid": None}])
+    training = client.training_set(examples(("u0", "i1", hours(2))), service=EVERYTHING)
+    assert np.isnan(training.vector("user_next_items_v1__centroid")).all()
+    assert training.column("user_next_items_v1__item_ids").to_pylist() == [["i1"]]

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys_llm import sources
-from recsys_llm.config import Config, InteractionsConfig, ItemsConfig, SourcesConfig, UserWordsConfig
-from recsys_llm.errors import SchemaError
+from recsys_llm.config import Config, InteractionsConfig, ItemsConfig, SourcesConfig, UsersConfig, UserWordsConfig
+from recsys_llm.errors import RowError, SchemaError
 from recsys_llm.schema import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from recsys_llm.sources.tables import USER_WORDS_SCHEMA
 from recsys_llm.timestamps import BEGINNING, TIMESTAMP
@@ -34,6 +34,54 @@ def test_words_come_by_user_and_time_without_nulls(make_config: MakeConfig) -> N
 
 def test_no_words_are_configured(make_config: MakeConfig) -> None:
     assert list(sources.user_words(make_config())) == []
+
+
+def test_words_of_several_tables_are_one(make_config: MakeConfig, tmp_path: Path) -> None:
+    columns = {USER_ID: ["u", "v", "é"], "text": ["b", "z", "s"], EVENT_TIMESTAMP: pa.array([T, T, T], TIMESTAMP)}
+    config = make_config(user_words=pa.table(columns))
+    queries = {"who": ["w", "u", "v"], "q": ["x", "a", None], EVENT_TIMESTAMP: pa.array([T, T, T], TIMESTAMP)}
+    pq.write_table(pa.table(queries), tmp_path / "queries.parquet")
+    more = UserWordsConfig(parquet="queries.parquet", user="who", text="q")
+    both = config.sources.model_copy(update={"user_words": (more, *config.sources.user_words)})
+    batches = list(sources.user_words(config.model_copy(update={"sources": both}), batch_rows=2))
+    assert all(batch.schema == USER_WORDS_SCHEMA and batch.num_rows <= 2 for batch in batches)
+    found = [(row[USER_ID], row["text"]) for row in rows(iter(batches))]
+    assert found == [("u", "a"), ("u", "b"), ("v", "z"), ("w", "x"), ("é", "s")]
+
+
+def test_profiles_come_version_by_version(make_config: MakeConfig, tmp_path: Path) -> None:
+    columns = {
+        "id": [2, 10, 2],
+        "since": pa.array([T, None, T - US], TIMESTAMP),
+        "country": ["DE", None, "FR"],
+        "segment": ["x", "y", "z"],  # called like the canonical one, and not it
+    }
+    pq.write_table(pa.table(columns), tmp_path / "users.parquet")
+    config = make_config(items=pa.table({ITEM_ID: ["a"]}))
+    assert list(sources.users(config)) == []
+    table = UsersConfig(parquet="users.parquet", key="id", timestamp="since", segment="country")
+    with_users = config.model_copy(update={"sources": config.sources.model_copy(update={"users": table})})
+    found = rows(sources.users(with_users))
+    assert [(row[USER_ID], row[EVENT_TIMESTAMP], row["segment"]) for row in found] == [
+        ("10", BEGINNING, None),
+        ("2", T - US, "FR"),
+        ("2", T, "DE"),
+    ]
+    assert [row["country"] for row in found] == [None, "FR", "DE"]
+    assert [row[USER_ID] for row in rows(sources.users(with_users, start=T - US))] == ["2"]
+    pq.write_table(pa.table({**columns, "id": [2, 10, 10], "since": [T, T, T]}), tmp_path / "users.parquet")
+    with pytest.raises(RowError, match="comes twice; one id may have several rows only at different times"):
+        list(sources.users(with_users))
+
+
+def test_events_come_with_their_segments_where_asked(make_config: MakeConfig) -> None:
+    table = events_table(["u", "u", "v"], ["a", "a", "b"], [T, T, T], land=["FR", "DE", None])
+    config = make_config(interactions=table, interactions_keys={"segment": "land"})
+    found = rows(sources.interactions(config, segments=True))
+    assert [(row[USER_ID], row["segment"], row["liked"]) for row in found] == [("u", "DE", True), ("v", None, True)]
+    assert "segment" not in rows(sources.interactions(config))[0]
+    without = make_config(interactions=table)
+    assert [row["segment"] for row in rows(sources.interactions(without, segments=True))] == [None, None]
 
 
 def with_sql_events(config: Config, url: str, query: str, **keys: Any) -> Config:

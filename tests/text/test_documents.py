@@ -165,28 +165,79 @@ def test_cleaning_gives_valid_unicode_once_and_for_all(text):
         assert cleaned == text
 
 
+def words_and_separator(entry):
+    return len(entry.split()) + 1
+
+
+ROOMY = 1000
+
+
 @pytest.mark.parametrize(
-    ("items", "words", "expected"),
+    ("profile", "items", "words", "expected"),
     [
-        ([], [], ""),
-        (["", "  "], [None or ""], ""),
-        (["Toy Story", "Heat"], [], "Toy Story. Heat"),
-        (["Toy Story", "Heat"], ["pixar", "fun for all"], "Toy Story. Heat. pixar. fun for all"),
-        ([], ["pixar"], "pixar"),
-        (["a", "b", "a"], ["b", "c"], "a. b. c"),
-        ([" a\n b "], ["\x00"], "a b"),
+        ("", [], [], ""),
+        (" ", ["", "  "], [""], ""),
+        ("", ["Toy Story", "Heat"], [], "Toy Story. Heat"),
+        ("", ["Toy Story", "Heat"], ["pixar", "fun for all"], "Toy Story. Heat. pixar. fun for all"),
+        ("Sweden", ["Toy Story"], ["pixar"], "Sweden. Toy Story. pixar"),
+        ("", [], ["pixar"], "pixar"),
+        ("", ["a", "b", "a"], ["b", "c"], "a. b. c"),
+        ("", [" a\n b "], ["\x00"], "a b"),
     ],
 )
-def test_user_documents(items, words, expected):
-    assert user_document(items, words) == expected
+def test_user_documents(profile, items, words, expected):
+    parts = [([profile], ROOMY), (items, ROOMY), (words, ROOMY)]
+    assert user_document(parts, words_and_separator) == expected
+
+
+@pytest.mark.parametrize(
+    ("entries", "tokens", "expected"),
+    [
+        (["one two three"], 4, "one two three"),
+        (["one two three"], 3, "one two"),
+        (["one two three"], 1, ""),
+        (["one two three"], 0, ""),
+        (["one two", "three four five", "six"], 6, "one two. three four"),
+        (["one two", "three", "six"], 4, "one two"),
+        (["one", "one", "one", "two"], 4, "one. two"),
+    ],
+)
+def test_the_first_entry_that_does_not_fit_is_cut_and_older_ones_are_left_out(entries, tokens, expected):
+    assert user_document([(entries, tokens)], words_and_separator) == expected
+
+
+def test_a_word_that_does_not_fit_alone_is_cut():
+    assert user_document([(["日本語の映画"], 3)], len) == "日本語"
+    assert user_document([(["a" * 1_000_000], 7)], lambda entry: -(-len(entry) // 4)) == "a" * 28
+
+
+letters = st.text(string.ascii_letters, min_size=1, max_size=5)
 
 
 @given(
-    st.lists(st.text(string.ascii_letters, min_size=1, max_size=5), max_size=6, unique=True),
+    st.lists(letters, max_size=6, unique=True),
     st.lists(st.text(string.digits, min_size=1, max_size=5), max_size=6, unique=True),
 )
 def test_a_user_s_newest_come_first(items, words):
-    document = user_document(items, words)
+    document = user_document([(items, ROOMY), (words, ROOMY)], words_and_separator)
     assert document.split(". ") == ([*items, *words] or [""])
     if len(items) > 1:
-        assert document != user_document(items[::-1], words)
+        assert document != user_document([(items[::-1], ROOMY), (words, ROOMY)], words_and_separator)
+
+
+entries = st.lists(st.lists(letters, min_size=1, max_size=5).map(" ".join), max_size=5)
+
+
+@given(st.lists(st.tuples(entries, st.integers(0, 12)), max_size=3))
+def test_each_part_keeps_to_its_tokens(parts):
+    document = user_document(parts, words_and_separator)
+    kept = document.split(". ") if document else []
+    assert sum(map(words_and_separator, kept)) <= sum(tokens for _, tokens in parts)
+    for texts, tokens in parts:
+        alone = user_document([(texts, tokens)], words_and_separator)
+        assert sum(map(words_and_separator, alone.split(". ") if alone else [])) <= tokens
+        distinct = list(dict.fromkeys(texts))
+        found = alone.split(". ") if alone else []
+        assert found[:-1] == distinct[: len(found) - 1] if found else True
+        if found:  # only the last one may be cut
+            assert distinct[len(found) - 1].startswith(found[-1])

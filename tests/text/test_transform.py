@@ -53,6 +53,8 @@ def test_everything_that_decides_a_vector_is_in_the_fingerprint(tiny):
     ]
     assert len({one.fingerprint for one in made}) == len(made)
     assert transform_for(tiny.fingerprint, notes={"recall": 1}).fingerprint == made[0].fingerprint
+    until = {"trained_until": "2024-01-01T00:00:00+00:00"}
+    assert transform_for(tiny.fingerprint, notes=until).fingerprint != made[0].fingerprint
 
 
 def test_what_is_saved_is_loaded(tmp_path):
