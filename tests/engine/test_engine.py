@@ -171,7 +171,7 @@ def test_a_model_refuses_to_produce_its_own_past(own_repository, simulated_data)
     until = times.iloc[len(times) // 2].to_pydatetime()
     quick = SeqGANConfig(mle_epochs=1, adversarial_epochs=0, embedding_dim=8, hidden_dim=8)
     train_sequence_model(own_repository, "seqgan_v1", until=until, settings=quick)
-    with pytest.raises(LeakageError, match="trained on events up to"):
+    with pytest.raises(LeakageError, match="trained on data up to"):
         materialize(own_repository, schema.USER_NEXT_ITEMS, end=until - timedelta(days=1))
     materialize(own_repository, schema.USER_NEXT_ITEMS, end=now())
     rows = offline(own_repository, schema.USER_NEXT_ITEMS)
