@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Optional
 
 import typer
@@ -211,6 +212,51 @@ def text(
     for target in content["targets"]:
         met = "met" if target["met"] else "NOT met"
         typer.echo(f"{target['name']:<40} {target['value']:>12.5g}  target {target['target']:<9} {met}")
+    if json_file is not None:
+        write_report(json_file, content)
+
+
+@bench.command(name="text-quality")
+def text_quality(
+    data: Annotated[Path, typer.Option(help="Folder with items.parquet and interactions.parquet.", exists=True)],
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind.")] = 3,
+    max_tokens: Annotated[int, typer.Option(min=8, help="Tokens read of each text.")] = 64,
+    train_layers: Annotated[int, typer.Option(min=1, help="Layers that are fine-tuned.")] = 2,
+    epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning.")] = 2,
+    item_pairs: Annotated[int, typer.Option(min=1, help="Of an item and the next one, to fine-tune on.")] = 3_000,
+    user_pairs: Annotated[int, typer.Option(min=0, help="Of a user's text and the next item.")] = 500,
+    finetune_steps: Annotated[Optional[int], typer.Option(min=1, help="Of each fine-tuning, at most.")] = None,  # noqa: UP045
+    pretrain_steps: Annotated[int, typer.Option(min=0, help="Of each pre-training; 0: none.")] = 60,
+    pretrain_seeds: Annotated[int, typer.Option(min=1, help="Pre-trainings; further seeds start from the last.")] = 1,
+    device: Device = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Compare an encoder as it is with a pre-trained and a fine-tuned one, on the events after training.
+
+    Example: recsys-llm bench text-quality --data my_tables --seeds 3 --json quality.json
+    """
+    from recsys_llm.bench.report import write_report
+    from recsys_llm.bench.retrieval_report import show_results
+    from recsys_llm.bench.text_quality import QualitySettings, bench_text_quality
+    from recsys_llm.commands.repository import init_repository
+    from recsys_llm.config import load_config
+
+    settings = QualitySettings(
+        seeds=seeds,
+        max_tokens=max_tokens,
+        train_layers=train_layers,
+        epochs=epochs,
+        item_pairs=item_pairs,
+        user_pairs=user_pairs,
+        finetune_steps=finetune_steps,
+        pretrain_steps=pretrain_steps,
+        pretrain_seeds=pretrain_seeds,
+    )
+    with TemporaryDirectory() as folder:
+        config = load_config(init_repository(Path(folder) / "repository", data=data))
+        encoder = next(iter(config.text_encoders))
+        content = bench_text_quality(config, encoder, settings, device=device, echo=typer.echo)
+    show_results(content["results"], typer.echo)
     if json_file is not None:
         write_report(json_file, content)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Optional, cast
 
 import typer
 from rich.console import Console
@@ -70,6 +70,111 @@ def pretrain(
     show_pretraining(trained, typer.echo)
     if json_file is not None:
         write_report(json_file, pretraining_report(trained))
+
+
+@app.command()
+def finetune(
+    model: Encoder,
+    until: Until,
+    out: Output,
+    repository: Repository = Path("."),
+    objective: Annotated[str, typer.Option(help="contrastive: find the next item; category: tell categories.")] = (
+        "contrastive"
+    ),
+    start: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--from", help="Weights to start from, such as a pre-trained encoder's.", exists=True),
+    ] = None,
+    train_layers: Annotated[int, typer.Option(min=1, help="The last layers, which alone are trained.")] = 2,
+    lora_rank: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Train low-rank additions to these layers' attention instead of the layers."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pairs.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=2, help="Pairs in a gradient step.")] = 64,
+    learning_rate: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="The highest; by default 2e-4, 1e-3 with --lora-rank."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Cosines are divided by it.")] = 0.1,
+    max_tokens: Annotated[int, typer.Option(min=8, help="Tokens read of each text in training.")] = 64,
+    max_steps: Annotated[Optional[int], typer.Option(min=1, help="Gradient steps at most.")] = None,  # noqa: UP045
+    item_pairs: Annotated[int, typer.Option(min=1, help="Pairs of an item and the next one, at most.")] = 20_000,
+    user_pairs: Annotated[int, typer.Option(min=0, help="Pairs of a user's text and the next item, at most.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling, order and dropout.")] = 0,
+    device: Device = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume/--restart", help="Go on where a stopped run of the same settings was.")
+    ] = True,
+    json_file: JsonFile = None,
+) -> None:
+    """Train an encoder's top layers so that the texts of items that follow each other become alike.
+
+    Example: recsys-llm text finetune minilm_v1 --until 2024-06-01 --out data/models/minilm_tuned -C my_features
+    """
+    from recsys_llm.bench.report import write_report
+    from recsys_llm.commands.text_finetuning import (
+        finetune_encoder,
+        finetuning_bar,
+        finetuning_report,
+        show_finetuning,
+    )
+    from recsys_llm.text.finetuning_settings import FinetuningConfig, ObjectiveName
+
+    settings = FinetuningConfig(
+        objective=cast(ObjectiveName, objective),  # checked by FinetuningConfig, which names the nearest
+        train_layers=train_layers,
+        lora_rank=lora_rank,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        max_steps=max_steps,
+        item_pairs=item_pairs,
+        user_pairs=user_pairs,
+        seed=seed,
+    )
+    with finetuning_bar(Console(stderr=True)) as progress:
+        trained = finetune_encoder(
+            repository,
+            model,
+            until=parse_time(until),
+            out=out,
+            settings=settings,
+            start=start,
+            device=device,
+            resume=resume,
+            progress=progress,
+        )
+    show_finetuning(trained, typer.echo)
+    if json_file is not None:
+        write_report(json_file, finetuning_report(trained))
+
+
+@app.command()
+def evaluate(
+    encoders: Annotated[list[str], typer.Argument(help="Names in recsys_llm.yaml, or directories of models.")],
+    until: Annotated[str, typer.Option(help="Evaluate on events from this time on (ISO 8601, UTC).")],
+    end: Annotated[Optional[str], typer.Option(help="And before this time; by default now.")] = None,  # noqa: UP045
+    repository: Repository = Path("."),
+    device: Device = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Say how well encoders find the next item, and items that nobody has had yet; the first is compared with.
+
+    Example: recsys-llm text evaluate minilm_v1 data/models/minilm_tuned --until 2024-06-01 -C my_features
+    """
+    from recsys_llm.bench.report import write_report
+    from recsys_llm.commands.text_report import evaluate_encoders, evaluation_report, show_evaluation
+
+    found = evaluate_encoders(
+        repository, encoders, until=parse_time(until), end=parse_time(end) if end else None, device=device
+    )
+    content = evaluation_report(found)
+    show_evaluation(content, typer.echo)
+    if json_file is not None:
+        write_report(json_file, content)
 
 
 @app.command()

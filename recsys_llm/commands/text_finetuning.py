@@ -169,7 +169,8 @@ def show_finetuning(trained: TrainedEncoder, echo: Callable[[str], object]) -> N
     echo(f"{sizes}; {trained.seconds:,.1f} s")
     for epoch in scores["epochs"]:
         loss = "the start  " if epoch["loss"] is None else f"loss {epoch['loss']:.4f}"
-        kept = "  (kept)" if epoch["epoch"] == chosen["epoch"] else ""
+        is_kept = epoch["epoch"] == chosen["epoch"] and chosen["share"] in (0.0, 1.0)
+        kept = "  (kept)" if is_kept else ""
         echo(f"epoch {epoch['epoch']}: {loss}  {_figures(epoch)}{kept}")
     for between in scores["interpolation"]:
         kept = "  (kept)" if between["share"] == chosen["share"] else ""

@@ -114,6 +114,7 @@ def _vectors(
     device: str,
     progress: Callable[[str, int, int], None] | None,
 ) -> Any:
+    # Not load_encoder, which keeps encoders by name: a directory may have been trained anew since.
     encoder = TextEncoder.load(
         encoder_model(settings, config),
         device=device,

@@ -1,0 +1,36 @@
+"""A small world in which items with the same hidden code word follow each other, and nothing else tells them apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tests.builders import config_for, hours, write_interactions, write_items
+
+CODES = ["cowboy", "magical", "holder", "quick", "jumps", "spaceman", "nesting", "brown"]
+FILLERS = ["a", "the", "new", "in", "is", "by", "set", "of", "find", "again", "over", "dog", "room", "house", "board"]
+UNTIL = hours(1000)
+PER_CODE, COLD_PER_CODE = 12, 4
+
+
+def write_world(folder: Path, model: Path, *, users: int = 60, per_code: int = PER_CODE) -> Path:
+    """Write tables and recsys_llm.yaml; a fifth of the events, and all of the cold items, come at or after UNTIL."""
+    rng = np.random.default_rng(0)
+    items = []
+    for code, word in enumerate(CODES):
+        for number in range(per_code):
+            words = [*rng.choice(FILLERS, 7), word]
+            items.append((f"{code}-{number:02d}", None, " ".join(rng.permutation(words)), word))
+    write_items(folder, items)
+    rows = []
+    for user in range(users):
+        code = int(rng.integers(len(CODES)))
+        for time in np.sort(rng.uniform(0, 1250, 20)):
+            code = int(rng.integers(len(CODES))) if rng.random() < 0.1 else code
+            known = per_code if time >= 1000 else per_code - COLD_PER_CODE
+            rows.append((f"u{user}", f"{code}-{int(rng.integers(known)):02d}", hours(float(time)), 5.0, None))
+    write_interactions(folder, rows)
+    settings = f"{{model: {model}, max_tokens: 24, template: '{{title}}'}}"
+    config_for(folder, f"text_encoders:\n  tiny_v1: {settings}\n")
+    return folder
