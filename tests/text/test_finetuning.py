@@ -20,7 +20,7 @@ from recsys_llm.errors import CheckpointError, ConfigError, LeakageError, Traini
 from recsys_llm.sources import tables
 from recsys_llm.text import TextEncoder
 from recsys_llm.text.adapters import blend
-from recsys_llm.text.categories import f1_scores
+from recsys_llm.text.categories import Categories, f1_scores
 from recsys_llm.text.finetuning import finetune, fit
 from recsys_llm.text.finetuning_settings import FinetuningConfig
 from recsys_llm.text.manifest import EncoderManifest
@@ -29,7 +29,7 @@ from recsys_llm.text.pairs import item_texts, text_pairs
 from recsys_llm.text.tunable import TunableEncoder
 from recsys_llm.timestamps import MICROSECOND, to_micros
 from tests.builders import config_for, hours, write_interactions, write_items
-from tests.text.planted import UNTIL, write_world
+from tests.text.planted import CODES, UNTIL, write_world
 
 QUICK = FinetuningConfig(epochs=3, batch_size=32, learning_rate=2e-3, save_every=7, item_pairs=1500, user_pairs=300)
 SHORT = replace(QUICK, epochs=2, item_pairs=300, user_pairs=50, patience=2)
@@ -103,6 +103,33 @@ def test_what_comes_at_or_after_the_cut_off_changes_nothing(make_model, world, t
     assert one.manifest == other.manifest
     earlier = finetune_encoder(past, "tiny_v1", until=hours(900), out=tmp_path / "c", settings=SHORT, device="cpu")
     assert earlier.manifest.scores["epochs"] != one.manifest.scores["epochs"]
+
+
+class StoppedError(Exception):
+    """A training that was stopped from outside."""
+
+
+def stop_at(step):
+    def stop(progress):
+        if progress.step == step:
+            raise StoppedError
+
+    return stop
+
+
+@pytest.mark.parametrize("changed", [{}, {"lora_rank": 2}, {"objective": "category"}])
+def test_a_stopped_training_ends_as_an_undisturbed_one(world, tmp_path, changed):
+    settings = replace(SHORT, validation_share=0.25, batch_size=16, **changed)
+    whole = tuned(world, tmp_path / "whole", settings)
+    often = replace(settings, save_every=2)
+    for step in (1, 5, 8):  # before the first state, after it, and in a resumed run
+        with pytest.raises(StoppedError):
+            tuned(world, tmp_path / "out", often, progress=stop_at(step))
+        assert not (tmp_path / "out").exists()
+    found = tuned(world, tmp_path / "out", often)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert found.manifest == whole.manifest
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_restarting_begins_anew(world, tmp_path):
@@ -296,6 +323,14 @@ def test_an_items_newest_text_from_before_is_read(tmp_path):
 def test_f1_of_nothing_is_zero():
     nothing = np.zeros((2, 2), np.bool_)
     assert f1_scores(nothing, nothing) == {"micro_f1": 0.0, "macro_f1": 0.0}
+
+
+def test_the_newest_items_are_held_back_for_validation(world):
+    items, _ = pairs_of(world)
+    aged = replace(items, times=np.arange(len(items)), categories=[f"{code}, all" for code in items.categories])
+    task = Categories(aged, replace(SHORT, objective="category", validation_share=0.25))
+    assert task.names == sorted({"all", *(code for code in CODES if items.categories.index(code) < 68)})
+    assert [task.texts[place] for place in task._validation_text] == items.texts[72:]
 
 
 def test_from_the_command_line(world, tmp_path):
