@@ -220,13 +220,13 @@ def text(
 def text_quality(
     data: Annotated[Path, typer.Option(help="Folder with items.parquet and interactions.parquet.", exists=True)],
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind.")] = 3,
-    max_tokens: Annotated[int, typer.Option(min=8, help="Tokens read of each text.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=8, help="Tokens read of each text.")] = 32,
     train_layers: Annotated[int, typer.Option(min=1, help="Layers that are fine-tuned.")] = 2,
     epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning.")] = 2,
     item_pairs: Annotated[int, typer.Option(min=1, help="Of an item and the next one, to fine-tune on.")] = 3_000,
     user_pairs: Annotated[int, typer.Option(min=0, help="Of a user's text and the next item.")] = 500,
-    finetune_steps: Annotated[Optional[int], typer.Option(min=1, help="Of each fine-tuning, at most.")] = None,  # noqa: UP045
-    pretrain_steps: Annotated[int, typer.Option(min=0, help="Of each pre-training; 0: none.")] = 60,
+    finetune_steps: Annotated[int, typer.Option(min=1, help="Gradient steps of each fine-tuning, at most.")] = 60,
+    pretrain_steps: Annotated[int, typer.Option(min=0, help="Gradient steps of each pre-training; 0: none.")] = 40,
     pretrain_seeds: Annotated[int, typer.Option(min=1, help="Pre-trainings; further seeds start from the last.")] = 1,
     device: Device = "auto",
     json_file: JsonFile = None,

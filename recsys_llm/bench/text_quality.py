@@ -52,7 +52,7 @@ class QualitySettings:
     """Trainings of each kind, at least 1."""
     train_share: float = 0.8
     """Share of the events that come before T."""
-    max_tokens: int = 64
+    max_tokens: int = 32
     """Tokens read of each text, in training and evaluation."""
     train_layers: int = 2
     """Layers that are fine-tuned."""
@@ -62,9 +62,9 @@ class QualitySettings:
     """Of an item and the next one, to fine-tune on."""
     user_pairs: int = 500
     """Of a user's text and the next item."""
-    finetune_steps: int | None = None
+    finetune_steps: int | None = 60
     """Gradient steps of a fine-tuning at most; None: all epochs."""
-    pretrain_steps: int = 60
+    pretrain_steps: int = 40
     """Gradient steps of a pre-training; 0: none."""
     pretrain_seeds: int = 1
     """Pre-trainings; further fine-tunings start from the last."""
@@ -141,7 +141,6 @@ def _read(config: Config, encoder: TextEncoderConfig, settings: QualitySettings)
         item_pairs=settings.item_pairs,
         user_pairs=settings.user_pairs,
         recent_items=encoder.user.recent_items,
-        validation_pairs=FinetuningConfig.validation_pairs // 2,
     )
     events = read_events(interactions, catalogue.ids)
     test = pair_events(events, len(catalogue), start=until, until=until)
@@ -168,7 +167,7 @@ class _Contest:
             epochs=settings.epochs,
             max_steps=settings.finetune_steps,
             max_tokens=min(settings.max_tokens, world.encoder.max_tokens),
-            validation_items=FinetuningConfig.validation_items // 4,
+            validation_items=FinetuningConfig.validation_items // 2,
         )
         self.texts, self.places = distinct_texts([*world.train.texts, *world.catalogue.texts])
 

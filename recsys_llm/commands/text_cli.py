@@ -101,6 +101,9 @@ def finetune(
     max_steps: Annotated[Optional[int], typer.Option(min=1, help="Gradient steps at most.")] = None,  # noqa: UP045
     item_pairs: Annotated[int, typer.Option(min=1, help="Pairs of an item and the next one, at most.")] = 20_000,
     user_pairs: Annotated[int, typer.Option(min=0, help="Pairs of a user's text and the next item, at most.")] = 10_000,
+    interpolate: Annotated[
+        bool, typer.Option("--interpolate", help="Also try weights between the start and the best epoch.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of sampling, order and dropout.")] = 0,
     device: Device = "auto",
     resume: Annotated[
@@ -133,6 +136,7 @@ def finetune(
         max_steps=max_steps,
         item_pairs=item_pairs,
         user_pairs=user_pairs,
+        interpolate=interpolate,
         seed=seed,
     )
     with finetuning_bar(Console(stderr=True)) as progress:

@@ -1,8 +1,8 @@
 """Fine-tuning of an encoder's top layers, with the start as a contestant.
 
-The start is epoch 0: where no epoch validates better, the start is what is returned, and the scores say so. Between the
-start and the best epoch the weights are interpolated (WiSE-FT, Wortsman et al. 2022), since a fine-tuning that has
-learned this catalogue may have lost some of what the encoder knew of language, which items without events need.
+The start is epoch 0: where no epoch validates better, the start is what is returned, and the scores say so. On request
+the weights between the start and the best epoch are tried, too (WiSE-FT, Wortsman et al. 2022): a fine-tuning that has
+learned a catalogue may have lost some of what the encoder knew of language, which items without events need.
 """
 
 from __future__ import annotations

@@ -108,18 +108,18 @@ class Contrastive:
 
 
 class NextItemValidation:
-    """Recall of the next item among a bounded part of the catalogue.
+    """Recall of the next item among a bounded part of the catalogue, since all of it is encoded after each epoch.
 
-    The part holds the items of the pairs and others drawn at random. Figures are for comparing epochs: among fewer
-    items a target is easier to find (Krichene and Rendle 2020).
+    The part holds the items of as many pairs as fit, and others drawn at random. Figures are for comparing epochs:
+    among fewer items a target is easier to find (Krichene and Rendle 2020).
     """
 
     def __init__(self, pairs: NextItemPairs, item_text: Ints, settings: FinetuningConfig) -> None:
+        rng = np.random.default_rng(settings.seed)
+        pairs = pairs.take(_rows_that_fit(pairs, settings.validation_items, rng))
         needed = np.union1d(pairs.query, pairs.target)
-        others = np.setdiff1d(np.arange(len(item_text)), needed)
-        room = max(0, settings.validation_items - len(needed))
-        drawn = np.random.default_rng(settings.seed).permutation(others)[:room]
-        items = np.union1d(needed, drawn)
+        others = rng.permutation(np.setdiff1d(np.arange(len(item_text)), needed))
+        items = np.union1d(needed, others[: max(0, settings.validation_items - len(needed))])
         self._pairs = pairs.among(items)
         self._texts, self._place = np.unique(item_text[items], return_inverse=True)
 
@@ -127,6 +127,16 @@ class NextItemValidation:
         """Return the means over users."""
         found: RetrievalScores = evaluate_vectors(encoder.vectors(self._texts)[self._place], self._pairs)
         return {found.name(metric): round(found.mean(metric) or 0.0, 6) for metric in ("recall", "ndcg")}
+
+
+def _rows_that_fit(pairs: NextItemPairs, most: int, rng: np.random.Generator) -> Ints:
+    """Return the sorted rows of pairs, drawn until their items would be more than ``most``; at least one."""
+    order = rng.permutation(len(pairs))
+    items = np.stack([pairs.query[order], pairs.target[order]], axis=1).ravel()
+    _, first = np.unique(items, return_index=True)
+    excess = np.sort(first)[most:]
+    count = len(order) if not len(excess) else max(1, int(excess[0]) // 2)
+    return np.sort(order[:count])
 
 
 def digest(texts: Iterable[str], *arrays: npt.NDArray[np.generic]) -> str:

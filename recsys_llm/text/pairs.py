@@ -109,7 +109,7 @@ def text_pairs(
     user_pairs: int = 10_000,
     recent_items: int = 8,
     validation_share: float = 0.1,
-    validation_pairs: int = 2_000,
+    validation_pairs: int = 20_000,
     seed: int = 0,
 ) -> TextPairs:
     """Return what to train and to validate on, all of it from before ``until``.

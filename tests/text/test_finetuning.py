@@ -21,10 +21,12 @@ from recsys_llm.sources import tables
 from recsys_llm.text import TextEncoder
 from recsys_llm.text.adapters import blend
 from recsys_llm.text.categories import Categories, f1_scores
+from recsys_llm.text.evaluation import NextItemPairs, paired_interval
 from recsys_llm.text.finetuning import finetune, fit
 from recsys_llm.text.finetuning_settings import FinetuningConfig
 from recsys_llm.text.manifest import EncoderManifest
 from recsys_llm.text.model_files import resolve_model
+from recsys_llm.text.objectives import Contrastive, _rows_that_fit
 from recsys_llm.text.pairs import item_texts, text_pairs
 from recsys_llm.text.tunable import TunableEncoder
 from recsys_llm.timestamps import MICROSECOND, to_micros
@@ -46,6 +48,17 @@ def tuned(folder, out, settings=SHORT, **others):
 
 def weights(directory):
     return (directory / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("adapted", [{}, {"lora_rank": 4, "learning_rate": 6e-3}])
+def test_a_hidden_structure_is_found_also_for_items_without_events(world, tmp_path, adapted):
+    found = tuned(world, tmp_path / "out", replace(QUICK, epochs=10, patience=4, **adapted))
+    assert found.manifest.scores["helped"]
+    scores = evaluate_encoders(world, ["tiny_v1", str(tmp_path / "out")], until=UNTIL, device="cpu")
+    frozen, better = scores.encoders.values()
+    for metric in ("recall", "cold_recall"):
+        assert paired_interval(frozen, better, metric).low > 0.15, metric
+    assert better.mean("recall") > scores.baselines["co-occurrence"].mean("recall")
 
 
 def test_categories_are_learned_beyond_a_linear_layer(make_model, tmp_path):
@@ -199,7 +212,7 @@ def same(one, other):
 
 
 def test_training_stops_early_and_the_best_epoch_is_kept(tiny_bert):
-    objective = Scripted([1.0, 2.0, 3.0, 2.0, 3.0, *[0.0] * 3])
+    objective = Scripted([1.0, 2.0, 3.0, 2.0, 3.0])
     encoder, scores = scripted(tiny_bert, objective)
     assert [epoch["score"] for epoch in scores["epochs"]] == [1.0, 2.0, 3.0, 2.0, 3.0]
     assert scores["chosen"] == {"epoch": 2, "share": 1.0}
@@ -218,7 +231,7 @@ def test_a_fine_tuning_that_does_not_help_returns_the_start_and_says_so(tiny_ber
 
 def test_weights_between_start_and_best_are_tried(tiny_bert):
     objective = Scripted([1.0, 2.0, 0.0, 0.0, 2.5, 3.0, 1.0])
-    encoder, scores = scripted(tiny_bert, objective)
+    encoder, scores = scripted(tiny_bert, objective, replace(SCRIPT, interpolate=True))
     assert [between["share"] for between in scores["interpolation"]] == [0.75, 0.5, 0.25]
     assert scores["chosen"] == {"epoch": 1, "share": 0.5}
     assert same(encoder.top.trained_state(), blend(objective.seen[0], objective.seen[1], 0.5))
@@ -333,6 +346,17 @@ def test_the_newest_items_are_held_back_for_validation(world):
     assert [task.texts[place] for place in task._validation_text] == items.texts[72:]
 
 
+def test_validation_takes_as_many_pairs_as_fit():
+    rng = np.random.default_rng(0)
+    query = rng.integers(0, 40, 200)
+    pairs = NextItemPairs(query, (query + 1) % 40, np.zeros(200), np.arange(200), np.zeros(40, np.bool_))
+    assert _rows_that_fit(pairs, 40, rng).tolist() == list(range(200))
+    rows = _rows_that_fit(pairs, 21, rng)
+    items = np.union1d(pairs.query[rows], pairs.target[rows])
+    assert 19 <= len(items) <= 21
+    assert len(_rows_that_fit(pairs, 1, rng)) == 1
+
+
 def test_from_the_command_line(world, tmp_path):
     def run(*arguments):
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -361,8 +385,6 @@ def test_from_the_command_line(world, tmp_path):
 
 def test_other_architectures_are_refused(make_model, world):
     _, pairs = pairs_of(world)
-    from recsys_llm.text.objectives import Contrastive
-
     with pytest.raises(TrainingError, match="found ElectraModel"):
         finetune(
             resolve_model(make_model("electra")),
