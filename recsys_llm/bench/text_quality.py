@@ -23,6 +23,7 @@ from recsys_llm.bench.report import report
 from recsys_llm.bench.retrieval_report import result_of
 from recsys_llm.config import Config, TextEncoderConfig
 from recsys_llm.errors import DataError
+from recsys_llm.producers import encoder_model
 from recsys_llm.schema import EVENT_TIMESTAMP
 from recsys_llm.sources import tables
 from recsys_llm.text.evaluation import NextItemPairs, RetrievalScores, evaluate_vectors, pair_events
@@ -131,7 +132,7 @@ def _read(config: Config, encoder: TextEncoderConfig, settings: QualitySettings)
         raise DataError(f"expected events to split in time, found {len(times)}")
     until = from_micros(times[int(len(times) * settings.train_share)])
     end = from_micros(times[-1]) + timedelta(microseconds=1)
-    source, files = config.sources.items.origin, resolve_model(_model(config, encoder))
+    source, files = config.sources.items.origin, resolve_model(encoder_model(encoder, config))
     known = item_texts(tables.items(config, end=until - MICROSECOND), encoder, until=until, source=source)
     catalogue = item_texts(tables.items(config, end=end - MICROSECOND), encoder, until=end, source=source)
     train = text_pairs(
@@ -146,11 +147,6 @@ def _read(config: Config, encoder: TextEncoderConfig, settings: QualitySettings)
     test = pair_events(events, len(catalogue), start=until, until=until)
     before = events.where(events.time < to_micros(until))
     return _World(encoder, files, until, before, known, catalogue, train, test)
-
-
-def _model(config: Config, encoder: TextEncoderConfig) -> str:
-    local = config.path(encoder.model)
-    return str(local) if local.is_dir() else encoder.model
 
 
 class _Contest:

@@ -7,8 +7,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import duckdb
-
 from recsys_llm.commands.migration.coverage import row_id_view
 from recsys_llm.commands.migration.moves import view_tag
 from recsys_llm.commands.views import known_view
@@ -20,6 +18,7 @@ from recsys_llm.producers.parts import part_files, read_manifest
 from recsys_llm.retrieval import open_store
 from recsys_llm.retrieval.online import NO_ROW, Request, open_reader
 from recsys_llm.schema import CONTENT_HASH, CREATED_TIMESTAMP, EVENT_TIMESTAMP, ROW_ID
+from recsys_llm.sources.connection import open_duckdb
 from recsys_llm.timestamps import MICROSECOND, as_utc, from_micros, now
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def _newest(view: feast.FeatureView, key: str, at: datetime) -> dict[str, Any]:
     """
     rows: list[dict[str, Any]] = []
     if files:
-        with duckdb.connect() as connection:
+        with open_duckdb() as connection:
             rows = connection.execute(query, [files, key, at]).to_arrow_table().to_pylist()
     if not rows:
         raise DataError(

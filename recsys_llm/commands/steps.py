@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from recsys_llm.seqgan import TrainingProgress
 
@@ -63,12 +63,19 @@ class Steps:
         self.done.append(step)
 
 
-def progress_bar(console: Console) -> Progress:
-    """Return a progress bar that goes away when done, and never shows where there is no terminal."""
+def progress_bar(console: Console, *more: ProgressColumn) -> Progress:
+    """Return a progress bar that goes away when done, and never shows where there is no terminal.
+
+    Parameters
+    ----------
+    more
+        Columns before the time that is left.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
+        *more,
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

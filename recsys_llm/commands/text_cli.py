@@ -14,6 +14,8 @@ app = typer.Typer(help="Train and shrink text encoders on a repository's own dat
 
 Encoder = Annotated[str, typer.Argument(help="A name under text_encoders in recsys_llm.yaml.")]
 Until = Annotated[str, typer.Option(help="Use only what is stamped strictly before this time (ISO 8601, UTC).")]
+Resume = Annotated[bool, typer.Option("--resume/--restart", help="Go on where a stopped run of the same settings was.")]
+MaxSteps = Annotated[Optional[int], typer.Option(min=1, help="Gradient steps at most.")]  # noqa: UP045
 Output = Annotated[Path, typer.Option("--out", help="Directory of the new model; an older one there is replaced.")]
 
 
@@ -26,16 +28,14 @@ def pretrain(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the texts.")] = 3,
     learning_rate: Annotated[float, typer.Option(help="The highest, after the warm-up.")] = 5e-5,
     max_tokens: Annotated[int, typer.Option(min=8, help="Tokens read of each text in training.")] = 128,
-    max_steps: Annotated[Optional[int], typer.Option(min=1, help="Gradient steps at most.")] = None,  # noqa: UP045
+    max_steps: MaxSteps = None,
     batch_tokens: Annotated[int, typer.Option(min=32, help="Tokens of a gradient step at most.")] = 4096,
     head_steps: Annotated[
         int, typer.Option(min=0, help="First steps that only train a fresh head, where the checkpoint has none.")
     ] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of masks, order and dropout.")] = 0,
     device: Device = "auto",
-    resume: Annotated[
-        bool, typer.Option("--resume/--restart", help="Go on where a stopped run of the same settings was.")
-    ] = True,
+    resume: Resume = True,
     json_file: JsonFile = None,
 ) -> None:
     """Go on with an encoder's masked-language-model training, on the texts of items and users.
@@ -98,7 +98,7 @@ def finetune(
     ] = None,
     temperature: Annotated[float, typer.Option(help="Cosines are divided by it.")] = 0.1,
     max_tokens: Annotated[int, typer.Option(min=8, help="Tokens read of each text in training.")] = 64,
-    max_steps: Annotated[Optional[int], typer.Option(min=1, help="Gradient steps at most.")] = None,  # noqa: UP045
+    max_steps: MaxSteps = None,
     item_pairs: Annotated[int, typer.Option(min=1, help="Pairs of an item and the next one, at most.")] = 20_000,
     user_pairs: Annotated[int, typer.Option(min=0, help="Pairs of a user's text and the next item, at most.")] = 10_000,
     interpolate: Annotated[
@@ -106,9 +106,7 @@ def finetune(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of sampling, order and dropout.")] = 0,
     device: Device = "auto",
-    resume: Annotated[
-        bool, typer.Option("--resume/--restart", help="Go on where a stopped run of the same settings was.")
-    ] = True,
+    resume: Resume = True,
     json_file: JsonFile = None,
 ) -> None:
     """Train an encoder's top layers so that the texts of items that follow each other become alike.

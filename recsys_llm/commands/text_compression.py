@@ -17,14 +17,14 @@ import numpy.typing as npt
 from recsys_llm.bench.vector_lookup import LookupCost, lookup_costs
 from recsys_llm.commands.text_vectors import CatalogueVectors, catalogue_vectors
 from recsys_llm.config import Config, TextEncoderConfig, load_config
-from recsys_llm.errors import CheckpointError, ConfigError, DataError, LeakageError, did_you_mean
-from recsys_llm.producers import ProducerTag, load_encoder
+from recsys_llm.errors import ConfigError, DataError, LeakageError, did_you_mean
+from recsys_llm.producers import ProducerTag, encoder_settings, load_encoder
 from recsys_llm.retrieval import open_store
 from recsys_llm.schema import TEXT_EMBEDDING
 from recsys_llm.sources import tables
 from recsys_llm.text.compression import FULL, Quality, fit_candidates, measure, pareto_front, smallest_that_keeps
 from recsys_llm.text.evaluation import NextItemPairs, next_item_pairs
-from recsys_llm.text.transform import MANIFEST, VectorTransform
+from recsys_llm.text.transform import VectorTransform, check_target
 from recsys_llm.timestamps import as_utc, now
 
 if TYPE_CHECKING:
@@ -127,11 +127,11 @@ def compress_encoder(
     config = load_config(repository)
     settings = _settings(config, name)
     until, end = _period(until, end)
-    _check_target(out)
+    check_target(out)
     encoder = load_encoder(settings, config, device=device)
     _check_cutoff(encoder, name, until)
     store = open_store(repository)
-    registered = list(store.list_feature_views())
+    registered = sorted(store.list_feature_views(), key=lambda view: str(view.name))  # the registry has no order
     views = tuple(view for view in registered if _is_of(view, name))
     vectors = catalogue_vectors(config, settings, encoder, views, until=until, end=end, progress=progress)
     pairs = _pairs(config, vectors, until, end, seed)
@@ -165,9 +165,7 @@ def compress_encoder(
 
 
 def _settings(config: Config, name: str) -> TextEncoderConfig:
-    if name not in config.text_encoders:
-        raise ConfigError(f"unknown text encoder {name!r}; {did_you_mean(name, config.text_encoders)}")
-    settings = config.text_encoders[name]
+    settings = encoder_settings(name, config)
     if settings.transform is not None:
         raise ConfigError(
             f"text encoder {name!r}: has the transform {settings.transform} already; compress the encoder without one"
@@ -182,11 +180,6 @@ def _period(until: datetime, end: datetime | None) -> tuple[datetime, datetime]:
             f"until: expected a time before {end}, found {until}; events between the two are what is measured on"
         )
     return until, end
-
-
-def _check_target(out: Path) -> None:
-    if out.exists() and not (out / MANIFEST).is_file():
-        raise CheckpointError(f"{out}: exists and holds no {MANIFEST}; name another directory")
 
 
 def _check_cutoff(encoder: TextEncoder, name: str, until: datetime) -> None:

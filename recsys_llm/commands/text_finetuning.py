@@ -15,7 +15,7 @@ from rich.console import Console
 
 from recsys_llm.bench.report import report
 from recsys_llm.commands.steps import progress_bar
-from recsys_llm.commands.text_training import TrainedEncoder, starting_point
+from recsys_llm.commands.text_training import TrainedEncoder, open_state, save_trained, starting_point
 from recsys_llm.config import Config, TextEncoderConfig, load_config
 from recsys_llm.errors import TrainingError
 from recsys_llm.sources import tables
@@ -26,8 +26,6 @@ from recsys_llm.text.loading import resolve_device
 from recsys_llm.text.manifest import EncoderManifest
 from recsys_llm.text.objectives import Contrastive, Objective
 from recsys_llm.text.pairs import ItemTexts, TextPairs, item_texts, text_pairs
-from recsys_llm.text.saving import save_encoder
-from recsys_llm.text.training_state import discard_state, state_directory
 from recsys_llm.timestamps import MICROSECOND
 
 
@@ -73,9 +71,7 @@ def finetune_encoder(
     encoder, files, until = starting_point(_starting_from(config, name, start), name, until=until, out=out)
     wanted = settings or FinetuningConfig()
     wanted = replace(wanted, max_tokens=min(wanted.max_tokens, encoder.max_tokens))
-    state = state_directory(out)
-    if not resume:
-        discard_state(state)
+    state = open_state(out, resume=resume)
     objective, sizes = make_objective(config, encoder, wanted, until=until)
     found = finetune(
         files,
@@ -90,8 +86,7 @@ def finetune_encoder(
     manifest = EncoderManifest(
         "finetuned", files.name, until, _settings(wanted, encoder), {**found.scores, "data": sizes}
     )
-    save_encoder(out, found.model, files, manifest)
-    discard_state(state)
+    save_trained(out, found.model, files, manifest)
     return TrainedEncoder(name, out, manifest, time.perf_counter() - started, None)
 
 
@@ -193,12 +188,4 @@ def finetuning_report(trained: TrainedEncoder) -> dict[str, Any]:
     results += [{"name": f"share_{between['share']}", **between} for between in scores["interpolation"]]
     results.append({"name": "training", "seconds": trained.seconds})
     content = report("text finetune", settings=manifest.settings, results=results, targets=[])
-    return content | {
-        "model": trained.name,
-        "base": manifest.base,
-        "directory": str(trained.directory),
-        "trained_until": manifest.trained_until.isoformat(),
-        "chosen": scores["chosen"],
-        "helped": scores["helped"],
-        "data": scores["data"],
-    }
+    return content | {**trained.origin, **{name: scores[name] for name in ("chosen", "helped", "data")}}

@@ -15,9 +15,8 @@ from recsys_llm.bench.report import report
 from recsys_llm.bench.retrieval_report import result_of, show_results
 from recsys_llm.config import Config, TextEncoderConfig, load_config
 from recsys_llm.errors import ConfigError, LeakageError, TrainingError, did_you_mean
-from recsys_llm.producers import encoder_model
+from recsys_llm.producers import load_encoder
 from recsys_llm.sources import tables
-from recsys_llm.text import TextEncoder
 from recsys_llm.text.evaluation import NextItemPairs, RetrievalScores, evaluate_vectors, pair_events
 from recsys_llm.text.events import Events, read_events
 from recsys_llm.text.pairs import item_texts
@@ -114,15 +113,7 @@ def _vectors(
     device: str,
     progress: Callable[[str, int, int], None] | None,
 ) -> Any:
-    # Not load_encoder, which keeps encoders by name: a directory may have been trained anew since.
-    encoder = TextEncoder.load(
-        encoder_model(settings, config),
-        device=device,
-        max_tokens=settings.max_tokens,
-        pooling=settings.pooling,
-        normalize=settings.normalize,
-        transform=None if settings.transform is None else config.path(settings.transform),
-    )
+    encoder = load_encoder(settings, config, device=device)
     if encoder.trained_until is not None and encoder.trained_until > until:
         raise LeakageError(
             f"encoder {name!r} was trained on what came before {encoder.trained_until}; evaluate from then on "

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from torch import nn
 
 from recsys_llm.config import Config, TextEncoderConfig, load_config
-from recsys_llm.errors import ConfigError, did_you_mean
-from recsys_llm.producers import encoder_model
+from recsys_llm.errors import ConfigError
+from recsys_llm.producers import encoder_model, encoder_settings
 from recsys_llm.schema import USER_ID
 from recsys_llm.sources import tables
 from recsys_llm.text import ModelFiles, item_documents, resolve_model
@@ -44,6 +45,16 @@ class TrainedEncoder:
     """Of this run: a resumed one counts from where it took up."""
     tokens_per_s: float | None
     """Of the encoder's training steps; None where this run made fewer than two."""
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What was trained from what, for ``--json``."""
+        return {
+            "model": self.name,
+            "base": self.manifest.base,
+            "directory": str(self.directory),
+            "trained_until": self.manifest.trained_until.isoformat(),
+        }
 
 
 def pretrain_encoder(
@@ -84,9 +95,7 @@ def pretrain_encoder(
     encoder, files, until = starting_point(config, name, until=until, out=out)
     wanted = settings or PretrainingConfig()
     wanted = replace(wanted, max_tokens=min(wanted.max_tokens, encoder.max_tokens))
-    state = state_directory(out)
-    if not resume:
-        discard_state(state)
+    state = open_state(out, resume=resume)
     meter = _Meter(progress)
     found = pretrain(
         files,
@@ -97,8 +106,7 @@ def pretrain_encoder(
         progress=meter,
     )
     manifest = EncoderManifest("pretrained", encoder.model, until, _settings(wanted, encoder), _scores(found))
-    save_encoder(out, found.model, files, manifest)
-    discard_state(state)
+    save_trained(out, found.model, files, manifest)
     return TrainedEncoder(name, out, manifest, time.perf_counter() - started, meter.tokens_per_s)
 
 
@@ -116,12 +124,10 @@ def starting_point(
     CheckpointError
         ``out`` holds something that was not trained here, or the encoder itself.
     """
-    if name not in config.text_encoders:
-        raise ConfigError(f"unknown text encoder {name!r}; {did_you_mean(name, config.text_encoders)}")
+    encoder = encoder_settings(name, config)
     until = as_utc(until, name="until")
     if until > now():
         raise ConfigError(f"until: expected a time that has passed, found {until}; later texts would count as unseen")
-    encoder = config.text_encoders[name]
     files = resolve_model(encoder_model(encoder, config))
     check_target(out, files)
     base = EncoderManifest.read(files.directory)
@@ -131,6 +137,26 @@ def starting_point(
             "give that time or a later one"
         )
     return encoder, files, until
+
+
+def open_state(out: Path, *, resume: bool) -> Path:
+    """Return where the state of an unfinished training of ``out`` is kept; without ``resume``, nothing is left there.
+
+    Raises
+    ------
+    CheckpointError
+        The directory holds something that is no training state.
+    """
+    state = state_directory(out)
+    if not resume:
+        discard_state(state)
+    return state
+
+
+def save_trained(out: Path, model: nn.Module, files: ModelFiles, manifest: EncoderManifest) -> None:
+    """Write a trained encoder, and remove the state that its training was kept in."""
+    save_encoder(out, model, files, manifest)
+    discard_state(state_directory(out))
 
 
 def domain_texts(config: Config, encoder: TextEncoderConfig, *, until: datetime) -> Iterator[str]:

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID, TextColumn
 
 from recsys_llm.bench.report import report
+from recsys_llm.commands.steps import progress_bar
 from recsys_llm.commands.text_training import TrainedEncoder
 from recsys_llm.text.masked_language_model import perplexity
 from recsys_llm.text.pretraining_settings import PretrainingProgress
@@ -19,17 +20,10 @@ from recsys_llm.text.pretraining_settings import PretrainingProgress
 @contextmanager
 def training_bar(console: Console) -> Iterator[Callable[[PretrainingProgress], None]]:
     """Hand out a callback that shows loss, tokens per second and time left; nothing where there is no terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[rate]:>9,.0f} tokens/s"),
-        TimeRemainingColumn(),
-    )
     tasks: dict[str, TaskID] = {}
     started: dict[str, float] = {}
     tokens: dict[str, int] = {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bar(console, TextColumn("{task.fields[rate]:>9,.0f} tokens/s")) as bar:
 
         def show(found: PretrainingProgress) -> None:
             phase = found.phase
@@ -86,10 +80,7 @@ def pretraining_report(trained: TrainedEncoder) -> dict[str, Any]:
     results.append({"name": "training", "seconds": trained.seconds, "tokens_per_s": trained.tokens_per_s})
     content = report("text pretrain", settings=manifest.settings, results=results, targets=[])
     return content | {
-        "model": trained.name,
-        "base": manifest.base,
-        "directory": str(trained.directory),
-        "trained_until": manifest.trained_until.isoformat(),
+        **trained.origin,
         "head": scores["head"],
         "best_epoch": scores["best_epoch"],
         "steps": scores["steps"],

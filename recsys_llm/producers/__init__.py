@@ -29,6 +29,7 @@ __all__ = [
     "ProducerTag",
     "Summary",
     "encoder_model",
+    "encoder_settings",
     "load_encoder",
     "open_ledger",
     "open_producer",
@@ -62,11 +63,25 @@ def open_ledger(config: Config) -> Ledger:
     return Ledger(config.ledger, lock_directory=config.path("data/locks")).open()
 
 
+def encoder_settings(name: str, config: Config) -> TextEncoderConfig:
+    """Return the settings of a text encoder of recsys_llm.yaml.
+
+    Raises
+    ------
+    ConfigError
+        There is none of that name.
+    """
+    if name not in config.text_encoders:
+        raise ConfigError(f"unknown text encoder {name!r}; {did_you_mean(name, config.text_encoders)}")
+    return config.text_encoders[name]
+
+
 def load_encoder(settings: TextEncoderConfig, config: Config, *, device: str = "auto") -> TextEncoder:
     """Return a text encoder of recsys_llm.yaml; the views of one run share it."""
     transform = None if settings.transform is None else config.path(settings.transform)
     model = encoder_model(settings, config)
-    return _load_encoder(model, device, settings.max_tokens, settings.pooling, settings.normalize, transform)
+    written = _newest_change(Path(model)), None if transform is None else _newest_change(transform)
+    return _load_encoder(model, device, settings.max_tokens, settings.pooling, settings.normalize, transform, written)
 
 
 def encoder_model(settings: TextEncoderConfig, config: Config) -> str:
@@ -77,11 +92,23 @@ def encoder_model(settings: TextEncoderConfig, config: Config) -> str:
 
 @lru_cache(maxsize=2)
 def _load_encoder(
-    model: str, device: str, max_tokens: int, pooling: Literal["mean", "cls"], normalize: bool, transform: Path | None
+    model: str,
+    device: str,
+    max_tokens: int,
+    pooling: Literal["mean", "cls"],
+    normalize: bool,
+    transform: Path | None,
+    written: tuple[int | None, int | None],
 ) -> TextEncoder:
+    # ``written`` is there to load an encoder anew that was trained again in place.
     return TextEncoder.load(
         model, device=device, max_tokens=max_tokens, pooling=pooling, normalize=normalize, transform=transform
     )
+
+
+def _newest_change(directory: Path) -> int | None:
+    """Return when a file of a directory was last written (nanoseconds); None where there is no directory."""
+    return max((path.stat().st_mtime_ns for path in directory.iterdir()), default=0) if directory.is_dir() else None
 
 
 def _model(view: str, tag: ProducerTag, known: dict[str, _Settings], section: str) -> _Settings:

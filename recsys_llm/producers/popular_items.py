@@ -18,7 +18,7 @@ from recsys_llm.config import Config
 from recsys_llm.producers.timeline import Timeline
 from recsys_llm.schema import EVENT_TIMESTAMP, GLOBAL, GLOBAL_USER, ITEM_ID, LIKED, SEGMENT, USER_ID, segment_user
 from recsys_llm.sources import tables
-from recsys_llm.timestamps import BEGINNING, to_micros, valid_from
+from recsys_llm.timestamps import from_micros, to_micros, valid_from
 
 DAY = 86_400_000_000
 _BATCH_ROWS = 262_144
@@ -165,5 +165,5 @@ def _segments(config: Config, end: datetime) -> Segments:
 
 def _earlier(micros: int, days: int) -> datetime | None:
     """Return a time ``days`` earlier; None, since ever, where the calendar doesn't reach."""
-    moment = BEGINNING + timedelta(microseconds=micros - to_micros(BEGINNING))
+    moment = from_micros(micros)
     return moment - timedelta(days=days) if moment.year > days // 365 + 2 else None

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -15,6 +14,7 @@ from recsys_llm.errors import DataError
 from recsys_llm.producers.parts import part_files, read_manifest
 from recsys_llm.schema import CREATED_TIMESTAMP, EMBEDDING, EVENT_TIMESTAMP, ITEM_ID, VECTOR_TAG
 from recsys_llm.seqgan import ItemVectors
+from recsys_llm.sources.connection import open_duckdb
 from recsys_llm.storage import VectorStorage
 
 
@@ -39,7 +39,7 @@ def item_vectors(directory: Path, view: str, *, before: datetime) -> ItemVectors
         QUALIFY row_number() OVER (PARTITION BY {ITEM_ID} ORDER BY {EVENT_TIMESTAMP} DESC, {CREATED_TIMESTAMP} DESC) = 1
         ORDER BY {ITEM_ID}
     """
-    with duckdb.connect() as connection:
+    with open_duckdb() as connection:
         found: pa.Table = connection.execute(query, [[str(file) for file in files], before]).to_arrow_table()
     if not found.num_rows:
         raise DataError(f"{directory}: no item is stamped before {before}; materialise {view} from an earlier start")
@@ -54,7 +54,7 @@ def stored_vectors(column: pa.Array, manifest: Mapping[str, str]) -> npt.NDArray
     Parameters
     ----------
     manifest
-        Of the part: it says how the vectors are stored.
+        Of the part: it says how vectors are stored that are no lists of floats.
     """
     if not pa.types.is_binary(column.type):
         values = column.flatten().to_numpy(zero_copy_only=False)

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from recsys_llm.errors import DataError, RowError, SchemaError
 from recsys_llm.sources.base import BATCH_ROWS, Predicate, rechunk, require_columns, require_timestamp
+from recsys_llm.sources.connection import open_duckdb
 from recsys_llm.timestamps import BEGINNING, as_utc
 
 MEMORY_LIMITS = (("512MB", 4), ("512MB", 1), ("2GB", 1))
@@ -227,9 +228,7 @@ def _stream(sql: str, parameters: list[Any], memory_limit: str, threads: int) ->
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
         }
-        with duckdb.connect(":memory:", config=settings) as connection:
-            connection.execute("SET TimeZone = 'UTC'")
-            connection.execute("SET enable_progress_bar = false")  # it draws on stdout, whatever that is
+        with open_duckdb(settings) as connection:
             yield from connection.execute(sql, parameters).to_arrow_reader(FETCH_ROWS)
 
 

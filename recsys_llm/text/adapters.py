@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from recsys_llm.errors import TrainingError
 from recsys_llm.text.architectures import Architecture, LayerWeights, PositionBias
-from recsys_llm.text.attention import Group, equal_lengths
+from recsys_llm.text.attention import Group, equal_lengths, group_attention
 from recsys_llm.text.packed import ACTIVATIONS
 
 Projection = Literal["query", "key", "value", "attended"]
@@ -163,14 +163,7 @@ def _attention(projected: Tensor, groups: Sequence[Group], heads: int, bias: Pos
     That one writes into one tensor; gradients through it would copy the whole for every group.
     """
     width = projected.shape[1] // 3
-    found = []
-    for group in groups:
-        part = projected[group.start : group.stop].view(group.texts, group.length, 3, heads, width // heads)
-        query, key, value = part.permute(2, 0, 3, 1, 4)  # each (texts, heads, L, d)
-        added = None if bias is None else bias(group.length)
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=added)
-        found.append(attended.transpose(1, 2).reshape(-1, width))
-    return torch.cat(found)
+    return torch.cat([group_attention(projected, group, heads, bias).reshape(-1, width) for group in groups])
 
 
 def blend(start: State, trained: State, share: float) -> State:

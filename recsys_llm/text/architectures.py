@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -50,111 +51,75 @@ class Architecture:
     bias: PositionBias | None
 
 
+@dataclass(frozen=True)
+class _Names:
+    """Where a transformers class keeps what :class:`Architecture` holds; dotted attributes."""
+
+    weights: tuple[str, ...]
+    """Of a layer, in the order of :class:`LayerWeights`."""
+    layers: str = "encoder.layer"
+    heads: str = "num_attention_heads"
+    activation: str = "hidden_act"
+    counts_padding: bool = True
+    """Whether positions start at 0 and count every token."""
+
+
+_FEED_FORWARD = ("intermediate.dense", "output.dense", "output.LayerNorm")
+_BERT = (
+    *("attention.self.query", "attention.self.key", "attention.self.value"),
+    *("attention.output.dense", "attention.output.LayerNorm", *_FEED_FORWARD),
+)
+_MPNET = (
+    *("attention.attn.q", "attention.attn.k", "attention.attn.v", "attention.attn.o"),
+    *("attention.LayerNorm", *_FEED_FORWARD),
+)
+_DISTILBERT = (
+    *("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "sa_layer_norm"),
+    *("ffn.lin1", "ffn.lin2", "output_layer_norm"),
+)
+_KNOWN = {
+    "BertModel": _Names(_BERT),
+    "DistilBertModel": _Names(_DISTILBERT, "transformer.layer", "n_heads", "activation"),
+    "RobertaModel": _Names(_BERT, counts_padding=False),
+    "XLMRobertaModel": _Names(_BERT, counts_padding=False),
+    "MPNetModel": _Names(_MPNET, counts_padding=False),
+}
+
+
 def read_architecture(model: nn.Module) -> Architecture | None:
     """Return the weights of a model; None where it is of another architecture, or one of its settings is unusual."""
-    reader = _READERS.get(type(model).__name__)
+    names = _KNOWN.get(type(model).__name__)
     config: Any = model.config
     usual = not getattr(config, "is_decoder", False) and not getattr(config, "add_cross_attention", False)
     absolute = (getattr(config, "position_embedding_type", None) or "absolute") == "absolute"
-    return reader(model) if reader is not None and usual and absolute else None
-
-
-def _bert(model: Any, *, padding: int | None = None) -> Architecture:
-    embeddings, config = model.embeddings, model.config
+    if names is None or not usual or not absolute:
+        return None
+    embeddings: Any = model.embeddings
+    positions = embeddings.position_embeddings.weight
+    if hasattr(embeddings, "token_type_embeddings"):
+        positions = positions + embeddings.token_type_embeddings.weight[0]
     return Architecture(
         words=embeddings.word_embeddings.weight.detach(),
-        positions=(embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]).detach(),
-        padding=padding,
+        positions=positions.detach(),
+        padding=None if names.counts_padding else embeddings.padding_idx,
         norm=embeddings.LayerNorm,
-        layers=tuple(
-            LayerWeights(
-                layer.attention.self.query,
-                layer.attention.self.key,
-                layer.attention.self.value,
-                layer.attention.output.dense,
-                layer.attention.output.LayerNorm,
-                layer.intermediate.dense,
-                layer.output.dense,
-                layer.output.LayerNorm,
-            )
-            for layer in model.encoder.layer
-        ),
-        heads=config.num_attention_heads,
-        activation=config.hidden_act,
-        bias=None,
+        layers=tuple(LayerWeights(*attrgetter(*names.weights)(layer)) for layer in attrgetter(names.layers)(model)),
+        heads=getattr(config, names.heads),
+        activation=getattr(config, names.activation),
+        bias=_distance_bias(model.encoder) if type(model).__name__ == "MPNetModel" else None,
     )
 
 
-def _roberta(model: Any) -> Architecture:
-    return _bert(model, padding=model.embeddings.padding_idx)
-
-
-def _distilbert(model: Any) -> Architecture:
-    embeddings, config = model.embeddings, model.config
-    return Architecture(
-        words=embeddings.word_embeddings.weight.detach(),
-        positions=embeddings.position_embeddings.weight.detach(),
-        padding=None,
-        norm=embeddings.LayerNorm,
-        layers=tuple(
-            LayerWeights(
-                layer.attention.q_lin,
-                layer.attention.k_lin,
-                layer.attention.v_lin,
-                layer.attention.out_lin,
-                layer.sa_layer_norm,
-                layer.ffn.lin1,
-                layer.ffn.lin2,
-                layer.output_layer_norm,
-            )
-            for layer in model.transformer.layer
-        ),
-        heads=config.n_heads,
-        activation=config.activation,
-        bias=None,
-    )
-
-
-def _mpnet(model: Any) -> Architecture:
-    embeddings, config = model.embeddings, model.config
-    bucket, table = model.encoder.relative_position_bucket, model.encoder.relative_attention_bias.weight.detach()
+def _distance_bias(encoder: Any) -> PositionBias:
+    """Return MPNet's bias by distance."""
+    bucket, table = encoder.relative_position_bucket, encoder.relative_attention_bias.weight.detach()
 
     def bias(length: int) -> Tensor:
         places = torch.arange(length, device=table.device)
         found: Tensor = table[bucket(places[None, :] - places[:, None])].permute(2, 0, 1)
         return found.contiguous()
 
-    return Architecture(
-        words=embeddings.word_embeddings.weight.detach(),
-        positions=embeddings.position_embeddings.weight.detach(),
-        padding=embeddings.padding_idx,
-        norm=embeddings.LayerNorm,
-        layers=tuple(
-            LayerWeights(
-                layer.attention.attn.q,
-                layer.attention.attn.k,
-                layer.attention.attn.v,
-                layer.attention.attn.o,
-                layer.attention.LayerNorm,
-                layer.intermediate.dense,
-                layer.output.dense,
-                layer.output.LayerNorm,
-            )
-            for layer in model.encoder.layer
-        ),
-        heads=config.num_attention_heads,
-        activation=config.hidden_act,
-        bias=bias,
-    )
-
-
-_READERS: dict[str, Callable[[Any], Architecture]] = {
-    "BertModel": _bert,
-    "DistilBertModel": _distilbert,
-    "RobertaModel": _roberta,
-    "XLMRobertaModel": _roberta,
-    "MPNetModel": _mpnet,
-}
+    return bias
 
 
 def fused_projection(layer: LayerWeights) -> tuple[Tensor, Tensor]:

@@ -63,12 +63,19 @@ def grouped_attention(
     found = projected.new_empty(tokens, heads * dim)
     found[groups[-1].stop :] = 0  # rows of no text
     for group in groups:
-        part = projected[group.start : group.stop].view(group.texts, group.length, 3, heads, dim)
-        query, key, value = part.permute(2, 0, 3, 1, 4)  # each (texts, heads, L, d)
-        added = None if bias is None else bias(group.length)
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=added)
-        found[group.start : group.stop].view(group.texts, group.length, heads, dim).copy_(attended.transpose(1, 2))
+        target = found[group.start : group.stop].view(group.texts, group.length, heads, dim)
+        target.copy_(group_attention(projected, group, heads, bias))
     return found
+
+
+def group_attention(projected: Tensor, group: Group, heads: int, bias: Callable[[int], Tensor] | None = None) -> Tensor:
+    """Return the attention of one group's texts, float (texts, L, heads, d); arguments as of the whole."""
+    dim = projected.shape[1] // 3 // heads
+    part = projected[group.start : group.stop].view(group.texts, group.length, 3, heads, dim)
+    query, key, value = part.permute(2, 0, 3, 1, 4)  # each (texts, heads, L, d)
+    added = None if bias is None else bias(group.length)
+    attended: Tensor = functional.scaled_dot_product_attention(query, key, value, attn_mask=added)
+    return attended.transpose(1, 2)
 
 
 def varlen_attention(projected: Tensor, offsets: Tensor, longest: int, heads: int) -> Tensor:

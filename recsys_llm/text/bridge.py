@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy.linalg import orthogonal_procrustes
 
 from recsys_llm.errors import TrainingError
-from recsys_llm.text.transform import VectorTransform
+from recsys_llm.text.transform import VectorTransform, unit_rows
 
 NEIGHBOURS = 20
 SMALLEST = 50
@@ -133,8 +133,8 @@ def measure(bridge: Bridge, new: Floats, old: Floats, held_out: Ints) -> dict[st
     queries = held_out[:_QUERIES]
     others = np.setdiff1d(np.arange(len(new)), queries)
     pool = np.concatenate([queries, others[: max(_POOL - len(queries), 0)]])
-    mapped = _unit(bridge.transform("", {}).apply(new[pool]))
-    fresh, stale = _unit(new[pool]), _unit(old[pool])
+    mapped = unit_rows(bridge.transform("", {}).apply(new[pool]))
+    fresh, stale = unit_rows(new[pool]), unit_rows(old[pool])
     count = len(queries)
     of_old, of_new, of_mapped = (_nearest(each[:count], each) for each in (stale, fresh, mapped))
     return {
@@ -148,7 +148,7 @@ def measure(bridge: Bridge, new: Floats, old: Floats, held_out: Ints) -> dict[st
 
 def _merit(bridge: Bridge, new: Floats, old: Floats, items: Ints) -> float:
     mapped = bridge.transform("", {}).apply(new[items])
-    return float((_unit(mapped) * _unit(old[items])).sum(axis=1).mean())
+    return float((unit_rows(mapped) * unit_rows(old[items])).sum(axis=1).mean())
 
 
 def _choose_penalty(new: Floats, old: Floats, fitting: Ints, choosing: Ints, normalize: bool) -> float:
@@ -185,11 +185,6 @@ def _ridges(new: Floats, old: Floats, penalties: tuple[float, ...], normalize: b
         matrix = vectors @ (projected / (np.maximum(values, 0) + penalty * scale / new.shape[1])[:, None])
         found.append(Bridge("ridge", mean, matrix.astype(np.float32), normalize, penalty))
     return found
-
-
-def _unit(vectors: Floats) -> Floats:
-    scaled: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return scaled
 
 
 def _nearest(queries: Floats, pool: Floats) -> Ints:

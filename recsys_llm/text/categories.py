@@ -18,8 +18,9 @@ from recsys_llm.errors import TrainingError
 from recsys_llm.text.evaluation import NextItemPairs
 from recsys_llm.text.events import Ints
 from recsys_llm.text.finetuning_settings import FinetuningConfig
-from recsys_llm.text.objectives import NextItemValidation, digest
+from recsys_llm.text.objectives import NextItemValidation
 from recsys_llm.text.pairs import ItemTexts, distinct_texts
+from recsys_llm.text.training_state import data_digest
 from recsys_llm.text.tunable import TunableEncoder
 
 LEAST_ITEMS = 20
@@ -65,7 +66,6 @@ class Categories:
         self._text, self._targets = item_text[rows[train]], targets[train]
         self._validation_text, self._validation_targets = item_text[rows[validation]], targets[validation]
         self._next_items = None if next_items is None else NextItemValidation(next_items, item_text, settings)
-        self._seed = settings.seed
         self.head: nn.Module = nn.Identity()
 
     def __len__(self) -> int:
@@ -104,7 +104,7 @@ class Categories:
 
     def digest(self) -> str:
         """Return a hash of texts and categories."""
-        return digest([*self.texts, *self.names], self._text, self._targets, self._validation_text)
+        return data_digest([*self.texts, *self.names], self._text, self._targets, self._validation_text)
 
     @staticmethod
     def _tensor(flags: Flags, like: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from recsys_llm.bootstrap import Interval
 from recsys_llm.errors import TrainingError
 from recsys_llm.storage import STORAGES, VectorStorage
 from recsys_llm.text.evaluation import NextItemPairs, RetrievalScores, evaluate_vectors, paired_interval
-from recsys_llm.text.transform import VectorTransform
+from recsys_llm.text.transform import VectorTransform, unit_rows
 
 FULL = "full_float32"
 """Name of the candidate that changes nothing."""
@@ -35,7 +35,6 @@ FITTING_ITEMS = 100_000
 """Items that PCA is fitted to, at most."""
 CALIBRATION_ITEMS = 10_000
 """Items that the scale of int8 is chosen by, at most."""
-_SMALLEST_NORM = 1e-12
 
 Floats = npt.NDArray[np.float32]
 
@@ -208,8 +207,7 @@ def measure(
 
 def _scores(transform: VectorTransform, vectors: Floats, pairs: NextItemPairs, k: int) -> RetrievalScores:
     decoded = there_and_back(transform.apply(vectors), transform.stored)
-    decoded /= np.maximum(np.linalg.norm(decoded, axis=1, keepdims=True), _SMALLEST_NORM)
-    return evaluate_vectors(decoded, pairs, k=k)
+    return evaluate_vectors(unit_rows(decoded), pairs, k=k)
 
 
 def _quality(full: RetrievalScores, scores: RetrievalScores, seed: int) -> Quality:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys_llm.errors import ModelError
+from recsys_llm.files import sha256_of
 from recsys_llm.text.model_files import CONFIG, ModelFiles
 
 LENGTH = 32
@@ -66,8 +67,7 @@ def _digest(path: Path) -> str:
     try:
         if path.name in _NO_EFFECT:
             return hashlib.sha256(_canonical(path)).hexdigest()
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256_of(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: can't be read for the model's fingerprint: {error}") from None
 

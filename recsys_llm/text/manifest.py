@@ -11,7 +11,6 @@ A directory with a manifest is refused when one byte of its files differs. One w
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from recsys_llm.errors import CheckpointError, SchemaError
-from recsys_llm.files import write_synced
+from recsys_llm.files import sha256_of, write_synced
 from recsys_llm.timestamps import as_utc
 
 MANIFEST = "recsys_llm.json"
@@ -51,7 +50,7 @@ class EncoderManifest:
             "trained_until": as_utc(self.trained_until, name="trained_until").isoformat(),
             "settings": dict(self.settings),
             "scores": dict(self.scores),
-            "files": {path.name: _sha256(path) for path in sorted(directory.iterdir()) if path.name != MANIFEST},
+            "files": {path.name: sha256_of(path) for path in sorted(directory.iterdir()) if path.name != MANIFEST},
         }
         write_synced(directory / MANIFEST, json.dumps(content, indent=2).encode())
 
@@ -84,14 +83,9 @@ class EncoderManifest:
         for name, expected in files.items():
             if not (directory / name).is_file():
                 raise CheckpointError(f"{directory / name}: missing; train the encoder again, or copy it whole")
-            if _sha256(directory / name) != expected:
+            if sha256_of(directory / name) != expected:
                 raise CheckpointError(
                     f"{directory / name}: altered or truncated since it was saved (its SHA-256 differs from {MANIFEST}"
                     "); train the encoder again, or copy it whole"
                 )
         return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

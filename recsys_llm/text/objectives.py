@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +14,7 @@ from recsys_llm.text.evaluation import NextItemPairs, RetrievalScores, evaluate_
 from recsys_llm.text.events import Ints
 from recsys_llm.text.finetuning_settings import FinetuningConfig
 from recsys_llm.text.pairs import TextPairs
+from recsys_llm.text.training_state import data_digest
 from recsys_llm.text.tunable import TunableEncoder
 
 RECALL = "recall_at_20"
@@ -92,7 +91,7 @@ class Contrastive:
     def digest(self) -> str:
         """Return a hash of texts and pairs."""
         pairs = self._pairs
-        return digest(self.texts, pairs.query_text, pairs.target, pairs.validation.query, pairs.validation.target)
+        return data_digest(self.texts, pairs.query_text, pairs.target, pairs.validation.query, pairs.validation.target)
 
     def _false_negatives(self, rows: Ints) -> npt.NDArray[np.bool_]:
         pairs = self._pairs
@@ -137,16 +136,6 @@ def _rows_that_fit(pairs: NextItemPairs, most: int, rng: np.random.Generator) ->
     excess = np.sort(first)[most:]
     count = len(order) if not len(excess) else max(1, int(excess[0]) // 2)
     return np.sort(order[:count])
-
-
-def digest(texts: Iterable[str], *arrays: npt.NDArray[np.generic]) -> str:
-    """Return a hash (hex) of texts and arrays."""
-    found = hashlib.sha256()
-    for text in texts:
-        found.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    for array in arrays:
-        found.update(np.ascontiguousarray(array).tobytes() + b"\0")
-    return found.hexdigest()
 
 
 def _on(array: npt.NDArray[np.generic], like: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ weights of an undisturbed one.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from recsys_llm.text.masked_word_head import load_head
 from recsys_llm.text.model_files import ModelFiles
 from recsys_llm.text.pretraining_loop import History, Progress, Trainer
 from recsys_llm.text.pretraining_settings import PretrainingConfig
-from recsys_llm.text.training_state import TrainingState, run_name
+from recsys_llm.text.training_state import TrainingState, data_digest, run_name
 from recsys_llm.text.training_texts import TokenTexts, held_out_rows
 
 
@@ -126,8 +125,5 @@ def _sides(backend: Any, texts: list[str], config: PretrainingConfig) -> tuple[T
 
 
 def _run_name(files: ModelFiles, texts: list[str], config: PretrainingConfig) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     base = encoder_fingerprint(files, pooling="mean", normalize=False, max_tokens=config.max_tokens)
-    return run_name(training="masked words", base=base, texts=digest.hexdigest(), settings=config.identity())
+    return run_name(training="masked words", base=base, texts=data_digest(texts), settings=config.identity())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,40 @@ def batch_end(lengths: npt.NDArray[np.int64], start: int, *, budget: int, is_pad
         return min(len(lengths), start + max(1, budget // int(lengths[start])))
     total = np.cumsum(lengths[start : start + budget])
     return start + max(1, int(np.searchsorted(total, budget, side="right")))
+
+
+def batch_slices(lengths: npt.NDArray[np.int64], *, budget: int, is_padded: bool) -> Iterator[slice]:
+    """Yield the slices that cut all of ``lengths`` into batches, as :func:`batch_end` does one by one.
+
+    Examples
+    --------
+    >>> [(batch.start, batch.stop) for batch in batch_slices(np.array([9, 3, 3, 2]), budget=6, is_padded=True)]
+    [(0, 1), (1, 3), (3, 4)]
+    """
+    start = 0
+    while start < len(lengths):
+        stop = batch_end(lengths, start, budget=budget, is_padded=is_padded)
+        yield slice(start, stop)
+        start = stop
+
+
+def token_places(offsets: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the places of the tokens of some texts, text after text, where all texts lie one after another.
+
+    Parameters
+    ----------
+    offsets : int64 (texts + 1,)
+        Place of each text's first token, then the number of tokens.
+
+    Examples
+    --------
+    >>> token_places(np.array([0, 2, 5, 6]), np.array([2, 0])).tolist()
+    [5, 0, 1]
+    """
+    lengths = offsets[rows + 1] - offsets[rows]
+    starts = np.cumsum(lengths) - lengths
+    found: npt.NDArray[np.int64] = np.arange(lengths.sum()) + np.repeat(offsets[rows] - starts, lengths)
+    return found
 
 
 def _head(text: str, characters: int) -> str:

@@ -15,18 +15,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file as save_tensors
 from torch import Tensor, nn
 
 from recsys_llm.errors import CheckpointError
-from recsys_llm.files import replaced_file
+from recsys_llm.files import replaced_file, sha256_of
 
 FORMAT = 1
 _STATE = "state.json"
@@ -63,7 +65,7 @@ class TrainingState:
         file = directory / f"state-{self.step:012d}.safetensors"
         with replaced_file(file) as temporary:
             save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}, temporary)
-            digest = _sha256(temporary)
+            digest = sha256_of(temporary)
         content = {
             "format": FORMAT,
             "run": self.run,
@@ -152,6 +154,16 @@ def run_name(**identity: Any) -> str:
     """
     content = json.dumps({"format": FORMAT, **identity}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def data_digest(texts: Iterable[str], *arrays: npt.NDArray[np.generic]) -> str:
+    """Return a hash (hex) of a training's texts and arrays, for :func:`run_name`."""
+    found = hashlib.sha256()
+    for text in texts:
+        found.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).tobytes() + b"\0")
+    return found.hexdigest()
 
 
 def module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
@@ -265,8 +277,3 @@ def _read_signed(path: Path) -> dict[str, Any]:
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, indent=1, allow_nan=False).encode()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

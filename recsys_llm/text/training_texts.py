@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys_llm.text.masking import SPECIAL
-from recsys_llm.text.tokens import batch_end
+from recsys_llm.text.tokens import batch_slices, token_places
 
 Ints = npt.NDArray[np.int64]
 
@@ -69,10 +69,8 @@ class TokenTexts:
 
     def take(self, rows: Ints) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int16], Ints]:
         """Return the ids and words of some texts, one text after another, and their lengths."""
-        lengths = self.offsets[rows + 1] - self.offsets[rows]
-        starts = np.cumsum(lengths) - lengths
-        places = np.arange(int(lengths.sum())) + np.repeat(self.offsets[rows] - starts, lengths)
-        return self.ids[places], self.words[places], lengths
+        places = token_places(self.offsets, rows)
+        return self.ids[places], self.words[places], self.lengths[rows]
 
     def subset(self, rows: Ints) -> TokenTexts:
         """Return some of the texts, copied."""
@@ -139,11 +137,5 @@ def similar_lengths(lengths: Ints, budget: int, rng: np.random.Generator) -> lis
     [[0, 2, 3], [1]]
     """
     order = np.lexsort((rng.random(len(lengths)), -lengths))
-    descending = lengths[order]
-    batches: list[Ints] = []
-    start = 0
-    while start < len(order):
-        stop = batch_end(descending, start, budget=budget, is_padded=True)
-        batches.append(order[start:stop])
-        start = stop
+    batches = [order[batch] for batch in batch_slices(lengths[order], budget=budget, is_padded=True)]
     return [batches[place] for place in rng.permutation(len(batches))]

@@ -108,9 +108,7 @@ class VectorTransform:
         [[0.800000011920929, 0.6000000238418579]]
         """
         mapped: Floats = np.matmul(vectors - self.mean, self.matrix, dtype=np.float32)
-        if self.normalize:
-            mapped /= np.maximum(np.linalg.norm(mapped, axis=1, keepdims=True), _SMALLEST_NORM)
-        return mapped
+        return unit_rows(mapped) if self.normalize else mapped
 
     def save(self, directory: Path | str) -> None:
         """Write the map; a directory with an older one is replaced.
@@ -118,11 +116,10 @@ class VectorTransform:
         Raises
         ------
         CheckpointError
-            ``directory`` exists and holds something else.
+            See :func:`check_target`.
         """
         target = Path(directory)
-        if target.exists() and not (target / MANIFEST).is_file():
-            raise CheckpointError(f"{target}: exists and holds no {MANIFEST}; name another directory")
+        check_target(target)
         tensors = self._tensors()
         content = {
             "format": FORMAT,
@@ -191,3 +188,27 @@ class VectorTransform:
             {"mean": np.ascontiguousarray(self.mean), "matrix": np.ascontiguousarray(self.matrix)}
         )
         return found
+
+
+def check_target(directory: Path) -> None:
+    """Refuse a directory that :meth:`VectorTransform.save` would refuse; called before long work.
+
+    Raises
+    ------
+    CheckpointError
+        ``directory`` exists and holds something else.
+    """
+    if directory.exists() and not (directory / MANIFEST).is_file():
+        raise CheckpointError(f"{directory}: exists and holds no {MANIFEST}; name another directory")
+
+
+def unit_rows(vectors: Floats) -> Floats:
+    """Return each row divided by its Euclidean norm, (n, dim); a row of zeros stays as it is.
+
+    Examples
+    --------
+    >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)).round(1).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    scaled: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), _SMALLEST_NORM)
+    return scaled

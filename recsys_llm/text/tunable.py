@@ -25,11 +25,10 @@ from recsys_llm.text.loading import check_fit, load_backbone, load_tokenizer
 from recsys_llm.text.model_files import ModelFiles
 from recsys_llm.text.packed import ACTIVATIONS, PackedModel
 from recsys_llm.text.pooling import unit_length
-from recsys_llm.text.tokens import Tokenizer, batch_end
+from recsys_llm.text.tokens import Tokenizer, batch_slices, token_places
 
 IN_MEMORY = 1 << 30
 """Bytes of remembered states held in memory; more lie in a temporary file without a name, which ends with the run."""
-_CUDA_BATCH = CUDA_BUDGETS[0]
 
 
 class RememberedStates:
@@ -51,17 +50,11 @@ class RememberedStates:
 
     def put(self, rows: Ints, values: npt.NDArray[np.float32]) -> None:
         """Keep the states of some texts, text after text."""
-        self._values[self._places(rows)] = values
+        self._values[token_places(self._offsets, rows)] = values
 
     def take(self, rows: Ints) -> npt.NDArray[np.float32]:
         """Return the states of some texts, float32 (N, H), text after text."""
-        return np.asarray(self._values[self._places(rows)])
-
-    def _places(self, rows: Ints) -> Ints:
-        lengths = self.lengths[rows]
-        starts = np.cumsum(lengths) - lengths
-        found: Ints = np.arange(lengths.sum()) + np.repeat(self._offsets[rows] - starts, lengths)
-        return found
+        return np.asarray(self._values[token_places(self._offsets, rows)])
 
 
 class TunableEncoder:
@@ -97,6 +90,7 @@ class TunableEncoder:
         self.dim = architecture.words.shape[1]
         self._pool_first = pooling == "cls"
         self._normalize = normalize
+        self._budget = CUDA_BUDGETS[0] if self.device.type == "cuda" else CPU_BUDGET
         self._states = RememberedStates(np.empty(0, np.int64), self.dim)
 
     @classmethod
@@ -145,8 +139,7 @@ class TunableEncoder:
         if empty:
             raise TrainingError(f"text {empty[0]}: expected at least one token, found none; leave the text out")
         self._states = RememberedStates(np.array([len(row) for row in ids], np.int64), self.dim)
-        budget = _CUDA_BATCH if self.device.type == "cuda" else CPU_BUDGET
-        for rows in self._batches(np.arange(len(ids)), budget):
+        for rows in self._batches(np.arange(len(ids))):
             found = self._below.states([ids[row] for row in rows.tolist()])
             self._states.put(rows, found.float().cpu().numpy())
 
@@ -171,7 +164,7 @@ class TunableEncoder:
         found = np.empty((len(rows), self.dim), np.float32)
         training = self.top.training
         self.top.eval()
-        for part in self._batches(rows, _CUDA_BATCH if self.device.type == "cuda" else CPU_BUDGET):
+        for part in self._batches(rows):
             found[part] = self.encode(rows[part]).cpu().numpy()
         self.top.train(training)
         return found
@@ -180,16 +173,11 @@ class TunableEncoder:
         """Add low-rank additions into the weights of :attr:`model`."""
         self.top.merge()
 
-    def _batches(self, rows: Ints, budget: int) -> list[Ints]:
+    def _batches(self, rows: Ints) -> list[Ints]:
         """Cut ``rows`` into batches of bounded tokens, longest text first; returns positions in ``rows``."""
         order = np.argsort(-self._states.lengths[rows], kind="stable")
         lengths = self._states.lengths[rows[order]]
-        found, start = [], 0
-        while start < len(order):
-            stop = batch_end(lengths, start, budget=budget, is_padded=False)
-            found.append(order[start:stop])
-            start = stop
-        return found
+        return [order[batch] for batch in batch_slices(lengths, budget=self._budget, is_padded=False)]
 
     def _pool(self, states: Tensor, lengths: Sequence[int]) -> Tensor:
         """Return one vector a text, (n, H), as :class:`~recsys_llm.text.packed.PackedModel` pools."""

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from recsys_llm.config import load_config
+from recsys_llm.sources import tables
+from recsys_llm.text.pairs import item_texts, text_pairs
 from tests.builders import config_for, hours, write_interactions, write_items
 
 # Words of one letter are one token, whatever the order in which a tokenizer's merges were learned.
@@ -35,3 +38,11 @@ def write_world(folder: Path, model: Path, *, users: int = 60, per_code: int = P
     settings = f"{{model: {model}, max_tokens: 24, template: '{{title}}'}}"
     config_for(folder, f"text_encoders:\n  tiny_v1: {settings}\n")
     return folder
+
+
+def pairs_of(world, **others):
+    """Return the world's item texts and training pairs."""
+    config = load_config(world)
+    encoder = config.text_encoders["tiny_v1"]
+    items = item_texts(tables.items(config), encoder, until=UNTIL, source="items")
+    return items, text_pairs(tables.interactions(config), items, until=UNTIL, **others)

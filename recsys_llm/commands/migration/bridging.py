@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -22,7 +21,9 @@ from recsys_llm.files import replaced_file
 from recsys_llm.producers import encoder_model
 from recsys_llm.producers.hashing import fingerprint_of
 from recsys_llm.producers.parts import part_files, read_manifest
+from recsys_llm.producers.vectors import stored_vectors
 from recsys_llm.schema import CREATED_TIMESTAMP, EMBEDDING, EVENT_TIMESTAMP, ITEM_ID, TEXT_EMBEDDING
+from recsys_llm.sources.connection import open_duckdb
 from recsys_llm.storage import VectorStorage
 from recsys_llm.text import resolve_model
 from recsys_llm.text.bridge import Bridge, fit_bridge
@@ -141,15 +142,10 @@ def _vectors(move: Move) -> tuple[Floats, Floats]:
         ORDER BY hash({ITEM_ID}), {ITEM_ID} LIMIT {MOST_ITEMS}
     """
     files = [[str(file) for file in part_files(parts_directory(view))] for view in (move.new, move.old)]
-    with duckdb.connect() as connection:
+    with open_duckdb() as connection:
         found: pa.Table = connection.execute(query, files).to_arrow_table()
-    new, old = (_matrix(found.column(place).combine_chunks()) for place in range(2))
+    new, old = (stored_vectors(found.column(place).combine_chunks(), {}) for place in range(2))
     return new, old
-
-
-def _matrix(column: pa.Array) -> Floats:
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(values.reshape(len(column), -1), np.float32)
 
 
 def _trained_until(settings: TextEncoderConfig, config: Config) -> str | None:

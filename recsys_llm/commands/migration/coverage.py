@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +16,7 @@ from recsys_llm.retrieval.columns import Kind
 from recsys_llm.retrieval.online import NO_ROW, Request, open_reader
 from recsys_llm.retrieval.service import Feature, View, resolve_definition
 from recsys_llm.schema import EVENT_TIMESTAMP, ROW_ID, feature_column
+from recsys_llm.sources.connection import open_duckdb
 from recsys_llm.timestamps import now, to_micros
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def newest_times(move: Move) -> tuple[list[str], Ints, Ints]:
         SELECT old.key, epoch_us(old.time), coalesce(epoch_us(new.time), {NO_ROW}) FROM old LEFT JOIN new USING (key)
         WHERE {"true" if first is None else f"epoch_us(old.time) >= {first}"} ORDER BY 1
     """
-    with duckdb.connect() as connection:
+    with open_duckdb() as connection:
         rows = connection.execute(query, [[str(file) for file in files] for files in (old, new) if files]).fetchnumpy()
     keys, wanted, held = rows.values()
     if not len(keys):
