@@ -21,7 +21,7 @@ demo: $(INSTALLED)  ## Whole path on real data: tables in, ranked items out
 	$(BIN)/recsys-llm quickstart
 
 test: $(INSTALLED)  ## All tests (real Redis and Postgres from wheels)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
 
 lint: $(INSTALLED)  ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -45,7 +45,6 @@ def changed_after(interactions: pa.Table, moment, how: str) -> pa.Table:
     return pa.Table.from_pandas(frame, schema=interactions.schema, preserve_index=False)
 
 
-@pytest.mark.xdist_group("leakage")
 def test_the_future_changes_no_feature(tmp_path, simulated_data):
     items = pq.read_table(simulated_data / "items.parquet")
     interactions = pq.read_table(simulated_data / "interactions.parquet")

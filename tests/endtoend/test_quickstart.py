@@ -22,7 +22,6 @@ from recsys_llm.sources.simulated import write_simulated
 from recsys_llm.timestamps import now
 from tests.workspace import offline
 
-pytestmark = pytest.mark.xdist_group("quickstart")
 LEARNED_VECTORS = (schema.ITEM_TEXT_EMBEDDING, schema.USER_TEXT_EMBEDDING)
 
 

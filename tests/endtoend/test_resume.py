@@ -10,7 +10,6 @@ import sys
 import time
 
 import numpy as np
-import pytest
 
 from recsys_llm import schema
 from recsys_llm.timestamps import now
@@ -51,7 +50,6 @@ def parts(repository) -> int:
     return sum(1 for view in VIEWS for _ in (repository / "data" / "features" / view).glob("part-*.parquet"))
 
 
-@pytest.mark.xdist_group("resume")
 def test_killed_runs_end_with_the_content_of_an_undisturbed_one(tmp_path, simulated_data):
     calm = make_repository(tmp_path / "calm", simulated_data)
     stormy = make_repository(tmp_path / "stormy", simulated_data)

@@ -20,8 +20,6 @@ from recsys_llm.retrieval import open_store
 from recsys_llm.timestamps import now
 from tests.workspace import CHEAP_VIEWS, make_repository, materialize, offline, online
 
-pytestmark = pytest.mark.xdist_group("engine")
-
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory, simulated_data) -> Path:

@@ -158,9 +158,10 @@ def declared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(migrate, "declared_services", remembered)
 
 
-def state(repository: Path) -> dict[str, object]:
+def state(repository: Path, config_file: str | None = None) -> dict[str, object]:
     """What every service reads, in the registry."""
-    return {service.name: reads_of(service) for service in open_store(repository).list_feature_services()}
+    store = open_store(repository, config_file=config_file)
+    return {service.name: reads_of(service) for service in store.list_feature_services()}
 
 
 def follow_versions(repository: Path, pairs: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

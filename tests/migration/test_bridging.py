@@ -26,8 +26,6 @@ from recsys_llm.timestamps import now
 from tests.migration.conftest import BRIDGE, ITEMS, ITEMS_2, PAIRS, USERS, USERS_2, declare, follow_versions, restore
 from tests.workspace import offline
 
-pytestmark = pytest.mark.xdist_group("migration")
-
 CANDIDATES = [f"i{number:05d}" for number in range(1, 41)]
 
 

@@ -26,8 +26,6 @@ from recsys_llm.retrieval import open_store
 from tests.migration.conftest import ITEMS, ITEMS_2, PAIRS, USERS
 from tests.workspace import offline
 
-pytestmark = pytest.mark.xdist_group("migration")
-
 REDIS = "feature_store.redis.yaml"
 
 

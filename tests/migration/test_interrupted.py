@@ -21,8 +21,6 @@ from recsys_llm.retrieval import open_store
 from tests.migration.conftest import ITEMS, ITEMS_2, PAIRS, SWITCHED, state
 from tests.workspace import offline
 
-pytestmark = pytest.mark.xdist_group("migration")
-
 BACKFILL = """
 import sys
 from pathlib import Path

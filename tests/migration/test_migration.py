@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+import sqlalchemy as sa
+import yaml
 from feast import Entity, FileSource, ValueType
 from feast.infra.key_encoding_utils import serialize_entity_key
+from feast.infra.registry import sql as feast_sql_registry
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from feast.types import Bytes
@@ -22,13 +27,22 @@ from recsys_llm.commands.migration import journal, migrate
 from recsys_llm.commands.migration.journal import history, read_versions
 from recsys_llm.commands.migration.migrate import cutover, plan_migration, rollback
 from recsys_llm.commands.migration.moves import open_moves, view_snippet
+from recsys_llm.commands.migration.services import Changes, apply_changes, find_changes
 from recsys_llm.errors import ConfigError, MigrationError
 from recsys_llm.producers.parts import part_files
 from recsys_llm.retrieval import open_store
 from tests.migration.conftest import ITEMS, ITEMS_2, ITEMS_3, PAIRS, SWITCHED, USERS, USERS_2, follow_versions, state
 from tests.workspace import offline
 
-pytestmark = pytest.mark.xdist_group("migration")
+
+def new_database(url: str) -> str:
+    """Create a database on a server that tests share, and return its name."""
+    name = f"migration_{secrets.token_hex(4)}"
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return name
 
 
 def views_of(services):
@@ -258,3 +272,45 @@ def test_commands_exit_codes_and_reports(repository, tmp_path, monkeypatch, caps
     assert code == 2 and "expected VIEW=NEW_VERSION" in shown
     code, shown = run("status")
     assert code == 0 and "every service reads the views" in shown
+
+
+@pytest.fixture
+def closed_registries(monkeypatch):
+    """Close what Feast leaves open: the connections of each SQL registry."""
+    engines = []
+
+    def remembered(*arguments, **settings):
+        engines.append(sa.create_engine(*arguments, **settings))
+        return engines[-1]
+
+    monkeypatch.setattr(feast_sql_registry, "create_engine", remembered)
+    yield
+    for engine in engines:
+        engine.dispose()
+
+
+@pytest.mark.usefixtures("closed_registries")
+def test_services_in_a_postgres_registry_switch_together_and_back(backfilled, postgres_url):
+    """The ledger and the rows are those of the embedded registry: only the services live elsewhere."""
+    database = postgres_url.rsplit("/", 1)[0] + "/" + new_database(postgres_url)
+    settings = yaml.safe_load((backfilled / "feature_store.yaml").read_text())
+    settings["registry"]["path"] = database
+    other = "feature_store.postgres.yaml"
+    (backfilled / other).write_text(yaml.safe_dump(settings))
+    run_feast(backfilled, "-f", str(backfilled / other), "apply")
+    before, embedded = state(backfilled, other), state(backfilled)
+    done = cutover(backfilled, PAIRS, config_file=other)
+    assert done.services == SWITCHED
+    switched = state(backfilled, other)
+    assert switched["similar_items"] == [(ITEMS_2, ["embedding"])]
+    assert switched != before
+    assert state(backfilled) == embedded
+    store = open_store(backfilled, config_file=other)
+    changes = find_changes(store, dict(before), {new: old for old, new in PAIRS.items()})
+    assert [change.name for change in changes.switched] == list(SWITCHED)
+    stale = replace(changes.switched[1], before=before[SWITCHED[1]])
+    with pytest.raises(MigrationError, match=f"service {SWITCHED[1]} was changed"):
+        apply_changes(store, Changes([changes.switched[0], stale]))
+    assert state(backfilled, other) == switched  # not the first of them either
+    assert rollback(backfilled, PAIRS, config_file=other).services == SWITCHED
+    assert state(backfilled, other) == before
