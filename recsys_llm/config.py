@@ -171,6 +171,8 @@ class UserDocumentConfig(_Section):
     tokens: UserTokensConfig = UserTokensConfig()
     cold_start_days: int = Field(default=30, ge=0, le=3650)
     """Days whose most liked items make the nightly text of each segment and of everyone; 0: no such rows."""
+    cold_start_users: int = Field(default=5, ge=1, le=100_000)
+    """A segment whose likes of these days are of fewer users has no row: it would show what they like."""
 
 
 class TextEncoderConfig(_Section):

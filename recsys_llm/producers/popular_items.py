@@ -1,7 +1,8 @@
 """The most liked items of each segment of users and of everyone, night by night: what is known of a cold user.
 
 A row is stamped at the end of a day (UTC) in which somebody liked something, and counts likes in the days before its
-stamp. Until the next such day it stands. Of two items with as many likes the smaller id comes first.
+stamp. Until the next such day it stands. A segment in which too few users liked something has no row, since it would
+show what they like. Of two items with as many likes the smaller id comes first.
 """
 
 from __future__ import annotations
@@ -41,7 +42,14 @@ class Popular(NamedTuple):
 
 
 def popular_items(
-    config: Config, *, days: int, count: int, start: datetime, end: datetime, not_before: datetime | None = None
+    config: Config,
+    *,
+    days: int,
+    count: int,
+    least_users: int = 1,
+    start: datetime,
+    end: datetime,
+    not_before: datetime | None = None,
 ) -> Iterator[Popular]:
     """Yield the rows stamped in (start, end], ordered by time.
 
@@ -51,11 +59,13 @@ def popular_items(
         Likes count for so many days.
     count
         Items in a row at most.
+    least_users
+        A segment's row needs likes of so many users.
     not_before
         A model's training cut-off. No row is stamped earlier; at it, each segment with likes in the days before has
         one.
     """
-    likes = _Likes(days * DAY, count)
+    likes = _Likes(days * DAY, count, least_users)
     cutoff = None if not_before is None else to_micros(not_before)
     done, last = to_micros(start), to_micros(end)
     if cutoff is not None:
@@ -76,18 +86,20 @@ def popular_items(
 class _Likes:
     """Likes in order of time, as numbers."""
 
-    def __init__(self, window: int, count: int) -> None:
+    def __init__(self, window: int, count: int, least_users: int) -> None:
         self.window = window
         self.count = count
-        self._items, self._segments = _Names(), _Names()
-        self._held: IntArray = np.empty((3, 0), np.int64)  # times, items, segments (-1: none)
+        self.least_users = least_users
+        self._items, self._segments, self._users = _Names(), _Names(), _Names()
+        self._held: IntArray = np.empty((4, 0), np.int64)  # times, items, segments (-1: none), users
 
     def add(self, batch: pa.RecordBatch, segments: pa.Array) -> None:
         """Take the likes among newer events."""
         liked = batch.column(LIKED)
         times = batch.column(EVENT_TIMESTAMP).filter(liked).cast(pa.int64()).to_numpy()
         items = self._items.numbers(batch.column(ITEM_ID).filter(liked))
-        fresh = np.stack([times, items, self._segments.numbers(segments.filter(liked))])
+        users = self._users.numbers(batch.column(USER_ID).filter(liked))
+        fresh = np.stack([times, items, self._segments.numbers(segments.filter(liked)), users])
         self._held = np.concatenate([self._held, fresh], axis=1)
 
     def forget(self, done: int) -> None:
@@ -105,14 +117,16 @@ class _Likes:
     def _at(self, stamp: int, *, is_cutoff: bool) -> Iterator[Popular]:
         times = self._held[0]
         low, day, high = np.searchsorted(times, [stamp - self.window, stamp - DAY, stamp])
-        _, items, segments = self._held[:, low:high]
+        _, items, segments, users = self._held[:, low:high]
         if not len(items):
             return
         yield Popular(GLOBAL_USER, stamp, self._top(items), GLOBAL)
         changed = np.unique(segments if is_cutoff else self._held[2, day:high])
         names = sorted((self._segments.known[number], number) for number in changed.tolist() if number >= 0)
         for name, number in names:
-            yield Popular(segment_user(name), stamp, self._top(items[segments == number]), SEGMENT)
+            inside = segments == number
+            if len(np.unique(users[inside])) >= self.least_users:
+                yield Popular(segment_user(name), stamp, self._top(items[inside]), SEGMENT)
 
     def _top(self, items: IntArray) -> list[str]:
         found, counts = np.unique(items, return_counts=True)

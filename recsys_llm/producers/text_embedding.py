@@ -17,6 +17,7 @@ from recsys_llm.producers.base import Due
 from recsys_llm.producers.cutoff import check_cutoff, item_versions
 from recsys_llm.producers.hashing import content_hashes, fingerprint_of
 from recsys_llm.producers.popular_items import popular_items
+from recsys_llm.producers.recent_vectors import RecentVectors
 from recsys_llm.producers.user_rows import UserRows, text_rows, whole_users
 from recsys_llm.producers.user_texts import UserTexts
 from recsys_llm.schema import (
@@ -56,6 +57,7 @@ class _TextEmbedding:
         self.settings = settings
         self.encoder = encoder
         self.chunk_rows = config.chunk_rows
+        self._recent = RecentVectors(encoder.encode, encoder.dim)
         self.stored = VectorStorage("float32", encoder.dim) if encoder.transform is None else encoder.transform.stored
         embedding = self.features.get_field_index(EMBEDDING)
         self.features = self.features.set(embedding, pa.field(EMBEDDING, stored_type(self.stored)))
@@ -70,7 +72,7 @@ class _TextEmbedding:
 
     def compute(self, rows: pa.RecordBatch, events: pa.RecordBatch | None) -> pa.RecordBatch:
         """Encode the texts of ``rows``."""
-        vectors = self.encoder.encode(rows.column(TEXT).to_pylist())
+        vectors = self._recent.encode(rows.column(TEXT).to_pylist())
         return pa.RecordBatch.from_arrays([vector_array(vectors, self.stored)], names=[EMBEDDING])
 
     def cost(self, rows: pa.RecordBatch) -> int:
@@ -174,6 +176,7 @@ class UserTextEmbedding(_TextEmbedding):
             self.config,
             days=settings.cold_start_days,
             count=settings.recent_items,
+            least_users=settings.cold_start_users,
             start=start,
             end=end,
             not_before=self.encoder.trained_until,

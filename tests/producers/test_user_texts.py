@@ -82,6 +82,18 @@ def test_cold_rows_are_the_most_liked_items_night_by_night():
     ]
 
 
+def test_a_segment_of_few_users_has_no_row():
+    likes = [("u1", "i1", 1), ("u1", "i2", 2), ("u2", "i2", 30), ("u1", "i1", 80)]
+    world = World(
+        items=[("i1", hours(0), "One"), ("i2", hours(0), "Two")],
+        events=[(user, item, hours(hour), True, "DE") for user, item, hour in likes],
+        days=2,
+        least_users=2,
+    )
+    found = [row for row in rows_of(world, (LONG_AGO, FOREVER)) if row[3] == "segment"]
+    assert found == [("segment:DE", hours(48), "Two. One", "segment")]
+
+
 @pytest.mark.parametrize("user", ["global", "segment:DE", "segment:"])
 @pytest.mark.parametrize("table", ["events", "words", "profiles"])
 def test_a_real_user_with_a_reserved_id_is_refused(user, table):

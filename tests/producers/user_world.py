@@ -57,6 +57,7 @@ class World:
     granularity: str = "1d"
     segment_in: str = "interactions"
     days: int = 2
+    least_users: int = 1
 
     def tables(self) -> dict[str, pa.Table]:
         """Return the tables by their paths in :meth:`config`."""
@@ -95,6 +96,7 @@ class World:
                         recent_words=RECENT_WORDS,
                         profile_template="{bio}",
                         cold_start_days=self.days,
+                        cold_start_users=self.least_users,
                     ),
                 )
             },
@@ -133,19 +135,22 @@ class World:
 
     def cold_rows(self, start: datetime, end: datetime, cutoff: datetime | None) -> set[tuple[str, datetime, str, str]]:
         """Return (reserved id, stamp, text, provenance) of all rows of segments and of everyone."""
-        likes = [("global", item, time) for _, item, time, liked, _ in self.events if liked]
+        likes = [("global", item, time, user) for user, item, time, liked, _ in self.events if liked]
         likes += [
-            (f"segment:{segment}", item, time)
+            (f"segment:{segment}", item, time, user)
             for user, item, time, liked, own in self.events
             if liked and (segment := self.segment(user, own, time))
         ]
-        stamps = {(key, from_micros((to_micros(time) // DAY + 1) * DAY)) for key, _, time in likes}
+        stamps = {(key, from_micros((to_micros(time) // DAY + 1) * DAY)) for key, _, time, _ in likes}
         if cutoff is not None:
-            stamps = {(key, stamp) for key, stamp in stamps if stamp > cutoff} | {(key, cutoff) for key, _, _ in likes}
+            stamps = {(key, stamp) for key, stamp in stamps if stamp > cutoff} | {(key, cutoff) for key, *_ in likes}
         found = set()
         for key, stamp in stamps:
             first = stamp - timedelta(days=self.days)
-            counts = Counter(item for name, item, time in likes if name == key and first <= time < stamp)
+            counted = [(item, user) for name, item, time, user in likes if name == key and first <= time < stamp]
+            if key != "global" and len({user for _, user in counted}) < self.least_users:
+                continue
+            counts = Counter(item for item, _ in counted)
             top = sorted(counts, key=lambda item: (-counts[item], item))[:RECENT_ITEMS]
             text = ". ".join(dict.fromkeys(title for item in top if (title := self.title(item, stamp))))
             if text and start < stamp <= end:
@@ -190,4 +195,5 @@ worlds = st.builds(
     granularity=st.sampled_from(list(PERIODS)),
     segment_in=st.sampled_from(["interactions", "users", "nowhere"]),
     days=st.integers(1, 3),
+    least_users=st.integers(1, 3),
 )
