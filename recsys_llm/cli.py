@@ -227,7 +227,6 @@ def text_quality(
     user_pairs: Annotated[int, typer.Option(min=0, help="Of a user's text and the next item.")] = 500,
     finetune_steps: Annotated[int, typer.Option(min=1, help="Gradient steps of each fine-tuning, at most.")] = 60,
     pretrain_steps: Annotated[int, typer.Option(min=0, help="Gradient steps of each pre-training; 0: none.")] = 40,
-    pretrain_seeds: Annotated[int, typer.Option(min=1, help="Pre-trainings; further seeds start from the last.")] = 1,
     device: Device = "auto",
     json_file: JsonFile = None,
 ) -> None:
@@ -250,7 +249,6 @@ def text_quality(
         user_pairs=user_pairs,
         finetune_steps=finetune_steps,
         pretrain_steps=pretrain_steps,
-        pretrain_seeds=pretrain_seeds,
     )
     with TemporaryDirectory() as folder:
         config = load_config(init_repository(Path(folder) / "repository", data=data))

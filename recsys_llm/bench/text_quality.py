@@ -6,9 +6,10 @@ tokens, and ranks the same catalogue for the same pairs.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -27,7 +28,7 @@ from recsys_llm.producers import encoder_model
 from recsys_llm.schema import EVENT_TIMESTAMP
 from recsys_llm.sources import tables
 from recsys_llm.text.evaluation import NextItemPairs, RetrievalScores, evaluate_vectors, pair_events
-from recsys_llm.text.events import Events, read_events
+from recsys_llm.text.events import Events, Ints, read_events
 from recsys_llm.text.finetuning import fit
 from recsys_llm.text.finetuning_settings import FinetuningConfig
 from recsys_llm.text.loading import resolve_device
@@ -67,8 +68,6 @@ class QualitySettings:
     """Gradient steps of a fine-tuning at most; None: all epochs."""
     pretrain_steps: int = 40
     """Gradient steps of a pre-training; 0: none."""
-    pretrain_seeds: int = 1
-    """Pre-trainings; further fine-tunings start from the last."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +79,12 @@ class _World:
     """Of the catalogue's items, before T."""
     known: ItemTexts
     """As of T."""
-    catalogue: ItemTexts
-    """As of the last event."""
-    train: TextPairs
+    texts: list[str]
+    """Distinct: of all that is trained on, and of the catalogue."""
+    catalogue: Ints
+    """(items,) place of each item's text as of the last event."""
+    train: tuple[TextPairs, ...]
+    """Drawn for each seed."""
     test: NextItemPairs
 
 
@@ -113,7 +115,7 @@ def bench_text_quality(
     settings = settings or QualitySettings()
     world = _read(config, config.text_encoders[encoder], settings)
     echo(
-        f"{len(world.catalogue):,} items, {len(world.train):,} training pairs before {world.until:%Y-%m-%d %H:%M}, "
+        f"{len(world.catalogue):,} items, {len(world.train[0]):,} training pairs before {world.until:%Y-%m-%d %H:%M}, "
         f"{len(world.test):,} test pairs of {len(np.unique(world.test.user)):,} users from then on, "
         f"{int(world.test.is_cold.sum()):,} with a cold target"
     )
@@ -135,18 +137,28 @@ def _read(config: Config, encoder: TextEncoderConfig, settings: QualitySettings)
     source, files = config.sources.items.origin, resolve_model(encoder_model(encoder, config))
     known = item_texts(tables.items(config, end=until - MICROSECOND), encoder, until=until, source=source)
     catalogue = item_texts(tables.items(config, end=end - MICROSECOND), encoder, until=end, source=source)
-    train = text_pairs(
-        interactions,
-        known,
-        until=until,
-        item_pairs=settings.item_pairs,
-        user_pairs=settings.user_pairs,
-        recent_items=encoder.user.recent_items,
-    )
+    train = [
+        text_pairs(
+            interactions,
+            known,
+            until=until,
+            item_pairs=settings.item_pairs,
+            user_pairs=settings.user_pairs,
+            recent_items=encoder.user.recent_items,
+            seed=seed,
+        )
+        for seed in range(settings.seeds)
+    ]
     events = read_events(interactions, catalogue.ids)
     test = pair_events(events, len(catalogue), start=until, until=until)
     before = events.where(events.time < to_micros(until))
-    return _World(encoder, files, until, before, known, catalogue, train, test)
+    texts, places = distinct_texts(itertools.chain(*(pairs.texts for pairs in train), catalogue.texts))
+    ends = np.cumsum([len(pairs.texts) for pairs in train])
+    drawn = tuple(
+        replace(pairs, texts=texts, item_text=own[pairs.item_text], query_text=own[pairs.query_text])
+        for pairs, own in zip(train, np.split(places, ends), strict=False)
+    )
+    return _World(encoder, files, until, before, known, texts, places[ends[-1] :], drawn, test)
 
 
 class _Contest:
@@ -165,7 +177,6 @@ class _Contest:
             max_tokens=min(settings.max_tokens, world.encoder.max_tokens),
             validation_items=FinetuningConfig.validation_items // 2,
         )
-        self.texts, self.places = distinct_texts([*world.train.texts, *world.catalogue.texts])
 
     def open(self, files: ModelFiles) -> TunableEncoder:
         """Load an encoder and let it read all texts below the layers that are trained."""
@@ -181,11 +192,11 @@ class _Contest:
             normalize=self.world.encoder.normalize,
             device=self.device,
         )
-        found.remember(self.texts)
-        self.echo(f"read {len(self.texts):,} texts below the top layers in {time.perf_counter() - started:.1f} s")
+        found.remember(self.world.texts)
+        self.echo(f"read {len(self.world.texts):,} texts below the top layers in {time.perf_counter() - started:.1f} s")
         return found
 
-    def finetune_all(self, start: str, tuned: str, encoder: TunableEncoder, seeds: range) -> None:
+    def finetune_all(self, start: str, tuned: str, encoder: TunableEncoder, seeds: Iterable[int]) -> None:
         """Evaluate an encoder as it is, then fine-tune it once for each seed."""
         weights = encoder.top.trained_state()
         self._evaluate(start, encoder)
@@ -193,7 +204,7 @@ class _Contest:
             encoder.top.restore(weights)
             settings = replace(self.finetuning, seed=seed)
             started = time.perf_counter()
-            scores = fit(encoder, Contrastive(self.world.train, settings), settings)
+            scores = fit(encoder, Contrastive(self.world.train[seed], settings), settings)
             seconds = round(time.perf_counter() - started, 1)
             self.trainings.append({"name": tuned, "seed": seed, "seconds": seconds, **scores})
             shown = "; ".join(
@@ -205,15 +216,11 @@ class _Contest:
             self._evaluate(tuned, encoder)
 
     def pretrain_all(self) -> None:
-        """Pre-train once for each of its seeds, and fine-tune from there."""
-        seeds = self.settings.seeds
-        count = min(seeds, self.settings.pretrain_seeds)
+        """Pre-train once for each seed, and fine-tune from there."""
         with tempfile.TemporaryDirectory() as folder:
-            for seed in range(count):
+            for seed in range(self.settings.seeds):
                 files = self._pretrain(seed, Path(folder) / f"seed_{seed}")
-                self.finetune_all(
-                    PRETRAINED, BOTH, self.open(files), range(seed, seeds if seed + 1 == count else seed + 1)
-                )
+                self.finetune_all(PRETRAINED, BOTH, self.open(files), [seed])
 
     def _pretrain(self, seed: int, target: Path) -> ModelFiles:
         settings = PretrainingConfig(
@@ -239,7 +246,7 @@ class _Contest:
         return resolve_model(target)
 
     def _evaluate(self, name: str, encoder: TunableEncoder) -> None:
-        vectors = encoder.vectors(self.places[len(self.world.train.texts) :])
+        vectors = encoder.vectors(self.world.catalogue)
         scores = evaluate_vectors(vectors, self.world.test)
         self.runs.setdefault(name, []).append(scores)
         shown = ", ".join(f"{key} {value:.4f}" for key, value in scores.as_dict().items() if value is not None)
@@ -259,7 +266,7 @@ def _report(contest: _Contest, encoder: str, settings: QualitySettings) -> dict[
             "model": world.files.name,
             "until": world.until.isoformat(),
             "items": len(world.catalogue),
-            "training_pairs": len(world.train),
+            "training_pairs": len(world.train[0]),
             "test_pairs": len(world.test),
             "cold_test_pairs": int(world.test.is_cold.sum()),
             "finetuning": contest.finetuning.identity(),

@@ -1,6 +1,7 @@
 """``recsys-llm text compress``: what smaller vectors of an encoder still find, and the one to serve.
 
-Maps are fitted to the texts known strictly before a time, and measured on the events from then on.
+Maps are fitted to the texts known strictly before a time, and measured on the events from then on. One half of the
+users chooses, the other half says what the choice keeps.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class Candidate:
 
     name: str
     transform: VectorTransform
+    choosing: Quality
+    """On the users that the choice is made by."""
     quality: Quality
+    """On the other users."""
     cost: LookupCost
     on_front: bool
     """No other has as much recall in as few bytes, and more or fewer."""
@@ -134,18 +138,19 @@ def compress_encoder(
     registered = sorted(store.list_feature_views(), key=lambda view: str(view.name))  # the registry has no order
     views = tuple(view for view in registered if _is_of(view, name))
     vectors = catalogue_vectors(config, settings, encoder, views, until=until, end=end, progress=progress)
-    pairs = _pairs(config, vectors, until, end, seed)
+    choosing, reported = _halves(_pairs(config, vectors, until, end, seed), until, seed)
     fitted = fit_candidates(vectors.fitting, encoder.fingerprint, normalize=settings.normalize, until=until, seed=seed)
     if choose is not None and choose not in fitted:
         raise ConfigError(f"--choose: unknown candidate {choose!r}; {did_you_mean(choose, fitted)}")
-    candidates = _measured(fitted, vectors.catalogue, pairs, runs=runs, seed=seed, progress=progress)
+    candidates = _measured(fitted, vectors.catalogue, choosing, reported, runs=runs, seed=seed, progress=progress)
     chosen = candidates[choose if choose is not None else _smallest(candidates, keep)]
     sources = {
         "vectors": vectors.origin,
         "fitted_items": len(vectors.fitting),
         "items": len(vectors.item_ids),
-        "pairs": len(pairs),
-        "users": len(np.unique(pairs.user)),
+        "choosing_users": len(np.unique(choosing.user)),
+        "users": len(np.unique(reported.user)),
+        "pairs": len(reported),
     }
     directory = None if chosen.name == FULL else _save(chosen, out, until, end, sources)
     return Compression(
@@ -208,32 +213,47 @@ def _pairs(config: Config, vectors: CatalogueVectors, until: datetime, end: date
     return pairs
 
 
+def _halves(pairs: NextItemPairs, until: datetime, seed: int) -> tuple[NextItemPairs, NextItemPairs]:
+    """Split the users in two at random."""
+    users = np.random.default_rng(seed).permutation(np.unique(pairs.user))
+    if len(users) < 2:
+        raise DataError(
+            f"expected two users or more that liked two items, the second from {until} on, one half to choose "
+            "by and one to measure on; choose an earlier --until"
+        )
+    chooses = np.isin(pairs.user, users[: len(users) // 2])
+    return pairs.take(chooses), pairs.take(~chooses)
+
+
 def _measured(
     fitted: dict[str, VectorTransform],
     catalogue: npt.NDArray[np.float32],
-    pairs: NextItemPairs,
+    choosing: NextItemPairs,
+    reported: NextItemPairs,
     *,
     runs: int,
     seed: int,
     progress: Progress | None,
 ) -> dict[str, Candidate]:
     costs = lookup_costs((transform.stored for transform in fitted.values()), candidates=CANDIDATES, runs=runs)
+    chosen_by: dict[str, Quality] = {}
     qualities: dict[str, Quality] = {}
-    for name, quality in measure(fitted, catalogue, pairs, seed=seed):
-        qualities[name] = quality
-        if progress is not None:
-            progress("measuring", len(qualities), len(fitted))
+    for found, pairs in ((chosen_by, choosing), (qualities, reported)):
+        for name, quality in measure(fitted, catalogue, pairs, seed=seed):
+            found[name] = quality
+            if progress is not None:
+                progress("measuring", len(chosen_by) + len(qualities), 2 * len(fitted))
     sizes = {name: costs[transform.stored].bytes_per_item for name, transform in fitted.items()}
     front = pareto_front([qualities[name].recall for name in fitted], [sizes[name] for name in fitted])
     return {
-        name: Candidate(name, transform, qualities[name], costs[transform.stored], on_front)
+        name: Candidate(name, transform, chosen_by[name], qualities[name], costs[transform.stored], on_front)
         for (name, transform), on_front in zip(fitted.items(), front, strict=True)
     }
 
 
 def _smallest(candidates: dict[str, Candidate], keep: float) -> str:
     sizes = {name: found.cost.bytes_per_item for name, found in candidates.items()}
-    return smallest_that_keeps({name: found.quality for name, found in candidates.items()}, sizes, keep=keep)
+    return smallest_that_keeps({name: found.choosing for name, found in candidates.items()}, sizes, keep=keep)
 
 
 def _save(chosen: Candidate, out: Path, until: datetime, end: datetime, sources: dict[str, Any]) -> Path:
@@ -244,6 +264,8 @@ def _save(chosen: Candidate, out: Path, until: datetime, end: datetime, sources:
         **quality.scores.as_dict(),
         "recall_kept": quality.recall_kept,
         "ndcg_kept": quality.ndcg_kept,
+        "recall_kept_when_chosen": chosen.choosing.recall_kept,
+        "ndcg_kept_when_chosen": chosen.choosing.ndcg_kept,
         "bytes_per_item": chosen.cost.bytes_per_item,
         "lookup_ms": chosen.lookup_ms,
         **sources,

@@ -67,7 +67,8 @@ def show_compression(found: Compression, repository: Path, console: Console) -> 
     where = "encoded" if sources["vectors"] == "encoded" else f"of {sources['vectors']}"
     console.print(
         f"{sources['items']:,} items ({where}), fitted to the {sources['fitted_items']:,} before "
-        f"{found.until:%Y-%m-%d %H:%M}; {sources['pairs']:,} next items of {sources['users']:,} users from then on",
+        f"{found.until:%Y-%m-%d %H:%M}; {sources['pairs']:,} next items of {sources['users']:,} users from then on; "
+        f"{sources['choosing_users']:,} other users choose",
         highlight=False,
         soft_wrap=True,
     )
@@ -144,8 +145,10 @@ def _result(each: Candidate, found: Compression) -> dict[str, Any]:
         "recall_at_20": scores["recall_at_20"],
         "recall_kept": quality.recall_kept,
         **_difference("recall", quality.recall_difference),
+        "recall_kept_when_chosen": each.choosing.recall_kept,
         "ndcg_at_10": scores["ndcg_at_10"],
         "ndcg_kept": quality.ndcg_kept,
+        "ndcg_kept_when_chosen": each.choosing.ndcg_kept,
         **_difference("ndcg", quality.ndcg_difference),
         "seeds": [found.seed],
         "bytes_per_item": each.cost.bytes_per_item,
