@@ -5,7 +5,14 @@
 
 import feature_views
 from feast import FeatureService
-from feature_views import item_stats, item_text_embedding, user_next_items, user_stats, user_text_embedding
+from feature_views import (
+    item_next_vectors,
+    item_stats,
+    item_text_embedding,
+    user_next_items,
+    user_stats,
+    user_text_embedding,
+)
 
 from recsys_llm import schema
 
@@ -19,7 +26,7 @@ ranker_baseline_v1 = FeatureService(
 ranker_v1 = FeatureService(
     name=schema.RANKER,
     features=schema.current_views(
-        [item_stats, user_stats, item_text_embedding, user_text_embedding, user_next_items],
+        [item_stats, user_stats, item_text_embedding, user_text_embedding, user_next_items, item_next_vectors],
         among=vars(feature_views),
         beside=__file__,
     ),

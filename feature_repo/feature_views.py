@@ -6,6 +6,7 @@ A view's name carries the version of its model: vectors of two models never shar
 from datetime import timedelta
 
 from data_sources import (
+    item_next_vectors_parts,
     item_stats_parts,
     item_text_embedding_parts,
     user_next_items_parts,
@@ -63,10 +64,25 @@ user_next_items = FeatureView(
         Field(name=schema.LOG_PROBS, dtype=Array(Float32)),
         Field(name=schema.ENTROPY, dtype=Float32),
         Field(name=schema.CENTROID, dtype=Array(Float32)),
+        Field(name=schema.NEXT_QUERY, dtype=Array(Float32)),
         Field(name=schema.ROW_ID, dtype=Int64),
     ],
     source=user_next_items_parts,
     tags=schema.producer_tag(schema.NEXT_ITEMS, source="interactions", model="seqgan_v1"),
+)
+
+# With a user's next_query: the log-probability that an item comes next, of any candidate.
+item_next_vectors = FeatureView(
+    name=schema.ITEM_NEXT_VECTORS,
+    entities=[item],
+    ttl=NEVER_EXPIRES,
+    schema=[
+        Field(name=schema.ITEM_ID, dtype=String),
+        Field(name=schema.NEXT_VECTOR, dtype=Array(Float32)),
+        Field(name=schema.ROW_ID, dtype=Int64),
+    ],
+    source=item_next_vectors_parts,
+    tags=schema.producer_tag(schema.NEXT_VECTORS, source="interactions", model="seqgan_v1"),
 )
 
 # How popular an item is and was in the last 30 days, what it costs and what it belongs to.

@@ -17,7 +17,13 @@ from recsys_llm.retrieval import open_store
 
 START = datetime(1960, 1, 1, tzinfo=UTC)
 CHEAP_VIEWS = (schema.ITEM_STATS, schema.USER_STATS)
-VIEWS = (schema.ITEM_TEXT_EMBEDDING, schema.USER_TEXT_EMBEDDING, schema.USER_NEXT_ITEMS, *CHEAP_VIEWS)
+VIEWS = (
+    schema.ITEM_TEXT_EMBEDDING,
+    schema.USER_TEXT_EMBEDDING,
+    schema.USER_NEXT_ITEMS,
+    schema.ITEM_NEXT_VECTORS,
+    *CHEAP_VIEWS,
+)
 
 
 def make_repository(target: Path, data: Path) -> Path:

@@ -11,12 +11,12 @@ from recsys_llm.errors import ConfigError, did_you_mean
 from recsys_llm.producers.base import Producer, ProducerTag
 from recsys_llm.producers.item_statistics import ItemStatistics
 from recsys_llm.producers.ledger import Ledger
-from recsys_llm.producers.next_items import NextItems
+from recsys_llm.producers.next_items import NextItems, NextVectors
 from recsys_llm.producers.parts import Parts
 from recsys_llm.producers.pipeline import Summary, plan, produce
 from recsys_llm.producers.text_embedding import ItemTextEmbedding, UserTextEmbedding
 from recsys_llm.producers.user_statistics import UserStatistics
-from recsys_llm.schema import ITEM_STATISTICS, NEXT_ITEMS, TEXT_EMBEDDING
+from recsys_llm.schema import ITEM_STATISTICS, NEXT_ITEMS, NEXT_VECTORS, TEXT_EMBEDDING
 from recsys_llm.seqgan import Checkpoint
 from recsys_llm.text import TextEncoder
 
@@ -52,9 +52,12 @@ def open_producer(view: str, tag: ProducerTag, config: Config, *, device: str = 
         return (ItemTextEmbedding if tag.source == "items" else UserTextEmbedding)(config, settings, encoder)
     if tag.source != "interactions":
         raise ConfigError(f"view {view}: producer {tag.producer!r} reads 'interactions', its tag says {tag.source!r}")
-    if tag.producer == NEXT_ITEMS:
+    if tag.producer in (NEXT_ITEMS, NEXT_VECTORS):
         model = _model(view, tag, config.sequence_models, "sequence_models")
-        return NextItems(config, model, Checkpoint.load(config.path(model.checkpoint)), device=device)
+        checkpoint = Checkpoint.load(config.path(model.checkpoint))
+        if tag.producer == NEXT_VECTORS:
+            return NextVectors(config, model, checkpoint)
+        return NextItems(config, model, checkpoint, device=device)
     return ItemStatistics(config) if tag.producer == ITEM_STATISTICS else UserStatistics(config)
 
 

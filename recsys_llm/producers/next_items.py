@@ -1,4 +1,4 @@
-"""Predicted next items of each user, by a trained SeqGAN."""
+"""What a trained SeqGAN says of users and items: the next items of each user, and vectors that score any item."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ from recsys_llm.schema import (
     ITEM_ID,
     ITEM_IDS,
     LOG_PROBS,
+    NEXT_QUERY,
+    NEXT_VECTOR,
     ROW_ID,
     USER_ID,
 )
-from recsys_llm.seqgan import Checkpoint, Histories, next_items
+from recsys_llm.seqgan import Checkpoint, Histories, next_items, scoring_vectors
 from recsys_llm.timestamps import TIMESTAMP, parse_granularity
 
 _FIRST = "first"
 _END = "end"
+_PLACE = "place"
 
 
 class NextItems:
@@ -55,12 +58,13 @@ class NextItems:
                 pa.field(LOG_PROBS, pa.list_(pa.float32())),
                 pa.field(ENTROPY, pa.float32()),
                 pa.field(CENTROID, pa.list_(pa.float32())),
+                pa.field(NEXT_QUERY, pa.list_(pa.float32())),
                 pa.field(ROW_ID, pa.int64()),
             ]
         )
         self.filter_seen = checkpoint.filter_seen if settings.filter_seen is None else settings.filter_seen
         asked = {"top_n": settings.top_n, "granularity": settings.granularity, "filter_seen": self.filter_seen}
-        self.manifest = {"fingerprint": fingerprint_of({"checkpoint": checkpoint.fingerprint, **asked})}
+        self.manifest = _manifest(checkpoint, features=self.features.names, **asked)
         if checkpoint.encoder_fingerprint is not None:
             self.manifest["encoder_fingerprint"] = checkpoint.encoder_fingerprint
 
@@ -97,8 +101,9 @@ class NextItems:
         )
         no_centroids = pa.nulls(rows.num_rows, pa.list_(pa.float32()))
         centroids = no_centroids if predicted.centroid is None else list_array(predicted.centroid)
-        columns = [predicted.item_lists(), predicted.log_prob_lists(), pa.array(predicted.entropy), centroids]
-        return pa.RecordBatch.from_arrays(columns, names=[ITEM_IDS, LOG_PROBS, ENTROPY, CENTROID])
+        lists, queries = (predicted.item_lists(), predicted.log_prob_lists()), list_array(predicted.queries)
+        columns = [*lists, pa.array(predicted.entropy), centroids, queries]
+        return pa.RecordBatch.from_arrays(columns, names=[ITEM_IDS, LOG_PROBS, ENTROPY, CENTROID, NEXT_QUERY])
 
     def cost(self, rows: pa.RecordBatch) -> int:
         """Return the number of rows."""
@@ -116,6 +121,57 @@ class NextItems:
             CONTENT_HASH: hashes,
         }
         return Due(pa.RecordBatch.from_pydict(columns), events)
+
+
+class NextVectors:
+    """A vector of each item of the model's vocabulary, stamped at the model's training cut-off.
+
+    With a user's ``next_query``, it gives the log-probability that the item comes next: of any candidate, not only of
+    those in the user's list.
+    """
+
+    join_key = ITEM_ID
+    unit = "rows"
+    features = pa.schema([pa.field(NEXT_VECTOR, pa.list_(pa.float32())), pa.field(ROW_ID, pa.int64())])
+
+    def __init__(self, config: Config, settings: SequenceModelConfig, checkpoint: Checkpoint) -> None:
+        self.settings = settings
+        self.checkpoint = checkpoint
+        self.chunk_rows = config.chunk_rows
+        self.manifest = _manifest(checkpoint, features=self.features.names)
+        self._vectors = scoring_vectors(checkpoint)
+
+    def inputs(self, start: datetime, end: datetime) -> Iterator[Due]:
+        """Yield all items if the training cut-off lies in (start, end].
+
+        Raises
+        ------
+        LeakageError
+            ``end`` lies before the model's training cut-off.
+        """
+        trained_until = self.checkpoint.trained_until
+        check_cutoff(self.settings.checkpoint, trained_until, end)
+        if start >= trained_until:
+            return
+        items = pa.array(self.checkpoint.vocabulary.item_ids, pa.string())
+        stamps = pa.repeat(pa.scalar(trained_until, TIMESTAMP), len(items))
+        hashes = content_hashes(self.manifest["fingerprint"], [items, stamps])
+        columns = {ITEM_ID: items, EVENT_TIMESTAMP: stamps, CONTENT_HASH: hashes, _PLACE: pa.array(range(len(items)))}
+        yield Due(pa.RecordBatch.from_pydict(columns))
+
+    def compute(self, rows: pa.RecordBatch, events: pa.RecordBatch | None) -> pa.RecordBatch:
+        """Return the vectors of ``rows``."""
+        vectors = self._vectors[rows.column(_PLACE).to_numpy()]
+        return pa.RecordBatch.from_arrays([list_array(vectors)], names=[NEXT_VECTOR])
+
+    def cost(self, rows: pa.RecordBatch) -> int:
+        """Return the number of rows."""
+        return int(rows.num_rows)
+
+
+def _manifest(checkpoint: Checkpoint, **settings: object) -> dict[str, str]:
+    fingerprint = fingerprint_of({"checkpoint": checkpoint.fingerprint, **settings})
+    return {"fingerprint": fingerprint, "sequence_fingerprint": checkpoint.fingerprint}
 
 
 def _prefix_hashes(events: pa.RecordBatch, rows: UserRows) -> pa.Array:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from recsys_llm.errors import ServiceError
 from recsys_llm.retrieval.columns import Column, Rows
-from recsys_llm.schema import CENTROID, EMBEDDING, ITEM_IDS, LOG_PROBS
+from recsys_llm.schema import CENTROID, EMBEDDING, ITEM_IDS, LOG_PROBS, NEXT_QUERY, NEXT_VECTOR
 
 if TYPE_CHECKING:
     from recsys_llm.retrieval.blocks import EntityBlock
@@ -33,7 +33,10 @@ NEXT_LISTED: Final = "pairwise__next_listed"
 NEXT_LOG_PROB: Final = "pairwise__next_log_prob"
 """Log-probability of the item as the user's next; NaN where it isn't among the predicted ones."""
 
-PAIRWISE: Final = (TEXT_COSINE, CENTROID_COSINE, NEXT_RECIPROCAL_RANK, NEXT_LISTED, NEXT_LOG_PROB)
+NEXT_SCORE: Final = "pairwise__next_score"
+"""Log-probability of the item as the user's next, listed or not; NaN where the model doesn't know the item."""
+
+PAIRWISE: Final = (TEXT_COSINE, CENTROID_COSINE, NEXT_RECIPROCAL_RANK, NEXT_LISTED, NEXT_LOG_PROB, NEXT_SCORE)
 """All pairwise features, in the order of the columns of ``FeatureBatch.pairwise``. A service has those that its columns
 allow; each is NaN where one of its inputs is missing."""
 
@@ -50,6 +53,8 @@ class PairwiseInputs:
     centroid: str | None = None
     next_items: str | None = None
     next_log_probs: str | None = None
+    next_query: str | None = None
+    next_vector: str | None = None
 
     @classmethod
     def of(cls, user_columns: Iterable[str], item_columns: Iterable[str]) -> PairwiseInputs:
@@ -72,6 +77,8 @@ class PairwiseInputs:
             centroid=_only(user, CENTROID),
             next_items=_only(user, ITEM_IDS),
             next_log_probs=_only(user, LOG_PROBS),
+            next_query=_only(user, NEXT_QUERY),
+            next_vector=_only(item, NEXT_VECTOR),
         )
 
     @property
@@ -83,6 +90,7 @@ class PairwiseInputs:
             NEXT_RECIPROCAL_RANK: self.next_items,
             NEXT_LISTED: self.next_items,
             NEXT_LOG_PROB: self.next_items and self.next_log_probs,
+            NEXT_SCORE: self.next_query and self.next_vector,
         }
         return tuple(name for name in PAIRWISE if allowed[name])
 
@@ -123,6 +131,8 @@ def pairwise_features(
         features[CENTROID_COSINE] = _cosine(user, inputs.centroid, user_rows, item, inputs.item_text, item_rows)
     if inputs.next_items:
         features |= _in_list(user, item, user_rows, item_rows, inputs.next_items, inputs.next_log_probs)
+    if inputs.next_query and inputs.next_vector:
+        features[NEXT_SCORE] = _dots(user, inputs.next_query, user_rows, item, inputs.next_vector, item_rows)
     columns = [features[name] for name in inputs.names]
     return np.stack(columns, axis=1) if columns else np.empty((len(user_rows), 0), dtype=np.float32)
 
@@ -145,6 +155,18 @@ def _row_sums(products: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 def _cosine(
     user: EntityBlock, user_column: str, user_rows: Rows, item: EntityBlock, item_column: str, item_rows: Rows
 ) -> npt.NDArray[np.float32]:
+    dots = _dots(user, user_column, user_rows, item, item_column, item_rows)
+    left_rows, right_rows = user.stored(user_column).rows[user_rows], item.stored(item_column).rows[item_rows]
+    lengths = user.norms(user_column)[left_rows] * item.norms(item_column)[right_rows]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine = dots / lengths
+    cosine[~np.isfinite(cosine)] = np.nan
+    return cosine
+
+
+def _dots(
+    user: EntityBlock, user_column: str, user_rows: Rows, item: EntityBlock, item_column: str, item_rows: Rows
+) -> npt.NDArray[np.float32]:
     left, right = user.stored(user_column), item.stored(item_column)
     left_rows, right_rows = left.rows[user_rows], right.rows[item_rows]
     if left.values.shape[1] != right.values.shape[1]:
@@ -152,19 +174,15 @@ def _cosine(
             # Nothing is known of one side, not even the length of its vectors.
             return np.full(len(user_rows), np.nan, dtype=np.float32)
         raise ServiceError(
-            f"cosine of {user_column} and {item_column}: expected vectors of one length, found "
-            f"{left.values.shape[1]} and {right.values.shape[1]}; use views of one text encoder"
+            f"product of {user_column} and {item_column}: expected vectors of one length, found "
+            f"{left.values.shape[1]} and {right.values.shape[1]}; use views of one model"
         )
     dots = np.empty(len(user_rows), dtype=np.float32)
     for start in range(0, len(user_rows), CHUNK_ROWS):
         chunk = slice(start, start + CHUNK_ROWS)
         one, other = _rows_of(left.values, left_rows[chunk]), _full(right.values, right_rows[chunk])
         dots[chunk] = _row_sums(np.multiply(one, other, order="C"))
-    lengths = user.norms(user_column)[left_rows] * item.norms(item_column)[right_rows]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cosine = dots / lengths
-    cosine[~np.isfinite(cosine)] = np.nan
-    return cosine
+    return dots
 
 
 def _rows_of(values: npt.NDArray[np.float32], rows: Rows) -> npt.NDArray[np.float32]:

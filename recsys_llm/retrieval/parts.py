@@ -35,6 +35,7 @@ class Provenance(NamedTuple):
     bridges: str | None = None
     """Of a view whose vectors were mapped into an older model's space: the fingerprint that the older view has."""
     bridged_encoder: str | None = None
+    sequence_model: str | None = None
 
 
 def files(view: View) -> list[Path]:
@@ -82,7 +83,7 @@ def provenance(service: Service) -> dict[str, Provenance]:
     ------
     FingerprintError
         Parts of one view carry two fingerprints, or vectors in another form than the view's tag says; or two views of
-        the service hold vectors of two text encoders.
+        the service hold vectors of two text encoders, or of two sequence models.
     """
     found = {view.name: _of_view(view) for view in service.views}
     for view in service.views:
@@ -93,14 +94,21 @@ def provenance(service: Service) -> dict[str, Provenance]:
         encoder = bridged.get(made.encoder, made.encoder)
         if encoder is not None:
             encoders.setdefault(encoder, name)
-    if len(encoders) > 1:
-        (one_encoder, one_view), (other_encoder, other_view) = list(encoders.items())[:2]
-        raise FingerprintError(
-            f"service {service.name}: vectors of {one_view} come from text encoder {one_encoder}, those of "
-            f"{other_view} from {other_encoder}; cosines between them mean nothing. Compute both with one encoder, "
-            "as views of a new version, and name those in the service"
-        )
+    models = {made.sequence_model: name for name, made in found.items() if made.sequence_model is not None}
+    _check_one(service.name, "text encoder", encoders)
+    _check_one(service.name, "sequence model", models)
     return found
+
+
+def _check_one(service: str, kind: str, views: dict[str, str]) -> None:
+    """Refuse two models, each with a view of it."""
+    if len(views) > 1:
+        (one, one_view), (other, other_view) = list(views.items())[:2]
+        raise FingerprintError(
+            f"service {service}: vectors of {one_view} come from {kind} {one}, those of {other_view} from {other}; "
+            f"products of the two mean nothing. Compute both with one {kind}, as views of a new version, and name "
+            "those in the service"
+        )
 
 
 def _of_view(view: View) -> Provenance:
@@ -132,7 +140,7 @@ def _check_storage(view: View) -> None:
 
 def _manifest(file: str, modified: int) -> Provenance:
     """Return what one part says of itself."""
-    names = ("fingerprint", "encoder_fingerprint", "bridges", "bridged_encoder")
+    names = ("fingerprint", "encoder_fingerprint", "bridges", "bridged_encoder", "sequence_fingerprint")
     return Provenance(*(_metadata(file, modified).get(name) for name in names))
 
 

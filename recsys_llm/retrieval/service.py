@@ -11,14 +11,26 @@ from typing import TYPE_CHECKING, Any
 from recsys_llm.errors import ServiceError, did_you_mean
 from recsys_llm.retrieval.columns import Kind
 from recsys_llm.retrieval.pairwise import PairwiseInputs
-from recsys_llm.schema import CENTROID, EMBEDDING, ITEM, JOIN_KEYS, PROVENANCE, ROW_ID, USER, VECTOR_TAG, feature_column
+from recsys_llm.schema import (
+    CENTROID,
+    EMBEDDING,
+    ITEM,
+    JOIN_KEYS,
+    NEXT_QUERY,
+    NEXT_VECTOR,
+    PROVENANCE,
+    ROW_ID,
+    USER,
+    VECTOR_TAG,
+    feature_column,
+)
 from recsys_llm.storage import VectorStorage
 from recsys_llm.timestamps import MICROSECOND
 
 if TYPE_CHECKING:
     import feast
 
-VECTORS = (EMBEDDING, CENTROID)
+VECTORS = (EMBEDDING, CENTROID, NEXT_QUERY, NEXT_VECTOR)
 """Features of these names are vectors of one length; so are those whose Feast field says ``vector_index=True``. Other
 lists of floats may differ in length from row to row."""
 

@@ -3,7 +3,7 @@
 from recsys_llm.seqgan.checkpoint import Checkpoint
 from recsys_llm.seqgan.evaluation import evaluate_next_items
 from recsys_llm.seqgan.histories import Histories
-from recsys_llm.seqgan.prediction import NextItems, next_items
+from recsys_llm.seqgan.prediction import NextItems, next_items, scoring_vectors
 from recsys_llm.seqgan.settings import SeqGANConfig, TrainingProgress
 from recsys_llm.seqgan.training import train
 from recsys_llm.seqgan.vocabulary import ItemVectors, Vocabulary
@@ -18,5 +18,6 @@ __all__ = [
     "Vocabulary",
     "evaluate_next_items",
     "next_items",
+    "scoring_vectors",
     "train",
 ]

@@ -40,6 +40,8 @@ class NextItems:
     """(n,) of the next-item distribution over the whole vocabulary, nats."""
     centroid: npt.NDArray[np.float32] | None
     """(n, dim) mean text vector of the row's items, scaled to length 1 (zero if none has text); None without text."""
+    queries: npt.NDArray[np.float32]
+    """(n, E + 2): the dot product with an item's row of :func:`scoring_vectors` is its log-probability."""
 
     def item_lists(self) -> pa.Array:
         """Return the rows as list<string>, without what is past the last candidate."""
@@ -120,7 +122,30 @@ def next_items(
         lengths=(items != UNKNOWN).sum(1),
         entropy=ranked.entropy.cpu().numpy()[back],
         centroid=None if checkpoint.text is None else _centroids(checkpoint.text, items),
+        queries=_with_columns(queries, torch.ones_like(ranked.log_totals), -ranked.log_totals)[back],
     )
+
+
+@torch.no_grad()
+def scoring_vectors(checkpoint: Checkpoint, *, generator: Which = "chosen") -> npt.NDArray[np.float32]:
+    """Return a vector of each item of the vocabulary that scores it for any user, (V, E + 2).
+
+    Its dot product with a user's row of :attr:`NextItems.queries` is the log-probability (nats) that the item comes
+    next: the generator's item vector is followed by its bias, which meets a one, and by a one, which meets the negative
+    log of the sum over all items.
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint has no such generator.
+    """
+    table = checkpoint.generator(generator).item_table()
+    return _with_columns(table.vectors, table.bias, torch.ones_like(table.bias))
+
+
+def _with_columns(matrix: Tensor, *columns: Tensor) -> npt.NDArray[np.float32]:
+    found: npt.NDArray[np.float32] = torch.cat([matrix, *(column.unsqueeze(1) for column in columns)], 1).cpu().numpy()
+    return found
 
 
 def reading_side(

@@ -23,6 +23,8 @@ class Ranked(NamedTuple):
     """float (n, k) over the whole vocabulary, nats; NaN past the last candidate."""
     entropy: Tensor
     """float (n,) of the next-item distribution over the whole vocabulary, nats."""
+    log_totals: Tensor
+    """float (n,) log of the sum of all items' exp(logit): a logit less this is a log-probability."""
 
 
 def rank(
@@ -46,7 +48,8 @@ def rank(
     k = min(k, len(table.bias))
     # Allocated at once: small results between freed blocks of logits would keep the heap from shrinking.
     items = torch.empty(len(queries), k, dtype=torch.long, device=queries.device)
-    out = Ranked(items, queries.new_empty(len(queries), k), queries.new_empty(len(queries)))
+    rows = (queries.new_empty(len(queries)) for _ in range(2))
+    out = Ranked(items, queries.new_empty(len(queries), k), *rows)
     step = block_rows(len(table.bias))
     for start in range(0, len(queries), step):
         block = slice(start, start + step)
@@ -65,7 +68,7 @@ def _best(scores: Tensor, sequences: Sequences, users: Ints, read: Ints, k: int,
         hide_seen(log_probs, sequences, users, read)
     values, items = best_first(log_probs, k)
     absent = values.isinf()
-    return Ranked(items.masked_fill(absent, -1), values.masked_fill(absent, float("nan")), entropy)
+    return Ranked(items.masked_fill(absent, -1), values.masked_fill(absent, float("nan")), entropy, total.squeeze(1))
 
 
 def best_first(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

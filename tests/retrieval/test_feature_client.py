@@ -184,6 +184,13 @@ def test_vectors_of_two_encoders_are_refused(repository, client):
         client.training_set(asked(), service=EVERYTHING)
 
 
+def test_vectors_of_two_sequence_models_are_refused(repository, client):
+    repository.write(schema.ITEM_TEXT_EMBEDDING, [row("i", 1)], fingerprint="a", sequence_fingerprint="one")
+    repository.write(schema.USER_NEXT_ITEMS, [next_row("u")], fingerprint="b", sequence_fingerprint="two")
+    with pytest.raises(FingerprintError, match=r"come from sequence model one, those of user_next.* from two"):
+        client.training_set(asked(), service=EVERYTHING)
+
+
 def test_the_parts_say_how_long_vectors_are(repository, client):
     """A candidate that is the only one read can't hide that its vector is of another model."""
     repository.write(schema.ITEM_TEXT_EMBEDDING, [row("i", 1)])

@@ -16,6 +16,7 @@ from recsys_llm.retrieval.columns import Columns, Stored
 
 NAN = math.nan
 USER_TEXT, ITEM_TEXT = "user_text_embedding_v1__embedding", "item_text_embedding_v1__embedding"
+QUERY, VECTOR = "user_next_items_v1__next_query", "item_next_vectors_v1__next_vector"
 NEXT, PROBS, CENTROID = "user_next_items_v1__item_ids", "user_next_items_v1__log_probs", "user_next_items_v1__centroid"
 
 
@@ -50,18 +51,26 @@ def test_known_values():
             CENTROID: float32([[0, 2], [1, 0]]),
             NEXT: strings([["i", "x", "j", "i"], None]),
             PROBS: floats([[-0.5, -1, -2, -3], None]),
+            QUERY: float32([[2, 1, -7], [NAN, NAN, NAN]]),
         },
     )
-    item = block("item", ["i", "j", "k"], **{ITEM_TEXT: float32([[1, 0], [0, 0], [NAN, NAN]])})
+    item = block(
+        "item",
+        ["i", "j", "k"],
+        **{
+            ITEM_TEXT: float32([[1, 0], [0, 0], [NAN, NAN]]),
+            VECTOR: float32([[3, 0.5, 1], [0, 5, 1], [NAN, NAN, NAN]]),
+        },
+    )
     batch = everyone(user, item)
     assert batch.pairwise_names == PAIRWISE
-    expected = [  # text cosine, centroid cosine, reciprocal rank, listed, log-probability
-        [0.6, 0, 1, 1, -0.5],  # listed twice: the first place counts
-        [NAN, NAN, 1 / 3, 1, -2],  # a vector of zeros has no direction
-        [NAN, NAN, 0, 0, NAN],
-        [NAN, 1, NAN, NAN, NAN],
-        [NAN, NAN, NAN, NAN, NAN],
-        [NAN, NAN, NAN, NAN, NAN],
+    expected = [  # text cosine, centroid cosine, reciprocal rank, listed, log-probability, score
+        [0.6, 0, 1, 1, -0.5, -0.5],  # listed twice: the first place counts
+        [NAN, NAN, 1 / 3, 1, -2, -2],  # a vector of zeros has no direction
+        [NAN, NAN, 0, 0, NAN, NAN],
+        [NAN, 1, NAN, NAN, NAN, NAN],
+        [NAN, NAN, NAN, NAN, NAN, NAN],
+        [NAN, NAN, NAN, NAN, NAN, NAN],
     ]
     np.testing.assert_array_equal(batch.pairwise, float32(expected))
     assert batch.pairwise.dtype == np.float32
@@ -77,7 +86,9 @@ def test_known_values():
         ([CENTROID], [ITEM_TEXT], PAIRWISE[1:2]),
         ([NEXT], [], PAIRWISE[2:4]),
         ([PROBS], [], ()),
-        ([NEXT, PROBS], [ITEM_TEXT], PAIRWISE[2:]),
+        ([NEXT, PROBS], [ITEM_TEXT], PAIRWISE[2:5]),
+        ([QUERY], [ITEM_TEXT], ()),
+        ([QUERY], [VECTOR], PAIRWISE[5:]),
     ],
 )
 def test_a_service_has_those_that_its_columns_allow(user, item, names):
@@ -87,6 +98,8 @@ def test_a_service_has_those_that_its_columns_allow(user, item, names):
         NEXT: strings([["i"]]),
         PROBS: floats([[-1]]),
         ITEM_TEXT: float32([[1, 0]]),
+        QUERY: float32([[1, 0]]),
+        VECTOR: float32([[1, 0]]),
     }
     batch = everyone(
         block("user", ["u"], **{name: values[name] for name in user}),
@@ -134,9 +147,10 @@ def random_blocks(seed, users, items, dimension):
             CENTROID: vectors(users),
             NEXT: strings(lists),
             PROBS: floats([None if found is None else rng.random(len(found)).tolist() for found in lists]),
+            QUERY: vectors(users),
         },
     )
-    return user, block("item", ids, **{ITEM_TEXT: vectors(items)})
+    return user, block("item", ids, **{ITEM_TEXT: vectors(items), VECTOR: vectors(items)})
 
 
 @settings(max_examples=60, deadline=None)
@@ -177,10 +191,9 @@ def test_500_candidates_have_the_bits_of_a_training_set():
 def test_shared_values_give_the_same_as_plain_ones():
     user, item = random_blocks(7, 4, 30, 16)
     plain = everyone(user, item.take(np.array([3, 3, 0, 29])))
-    vectors = np.concatenate([item.columns[ITEM_TEXT], np.full((1, 16), np.nan, np.float32)])
-    shared = EntityBlock(
-        "item", ("i3", "i3", "i0", "i29"), Columns({}, {ITEM_TEXT: Stored(vectors, np.array([3, 3, 0, 29]))})
-    )
+    missing, rows = np.full((1, 16), np.nan, np.float32), np.array([3, 3, 0, 29])
+    stored = {name: Stored(np.concatenate([item.columns[name], missing]), rows) for name in (ITEM_TEXT, VECTOR)}
+    shared = EntityBlock("item", ("i3", "i3", "i0", "i29"), Columns({}, stored))
     assert everyone(user, shared).pairwise.tobytes() == plain.pairwise.tobytes()
 
 

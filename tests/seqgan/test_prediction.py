@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recsys_llm.errors import CheckpointError, FingerprintError
-from recsys_llm.seqgan import Checkpoint, Histories, ItemVectors, NextItems, next_items, reading
+from recsys_llm.seqgan import Checkpoint, Histories, ItemVectors, NextItems, next_items, reading, scoring_vectors
 from tests.seqgan.seqgan_data import ITEMS, START, UNTIL, table, vectors
 
 
@@ -49,6 +49,17 @@ def test_long_histories_are_read_in_segments(
     monkeypatch.setattr(reading, "SEGMENT", 7)
     monkeypatch.setattr(reading, "LANES", 3)
     close(next_items(trained, histories, positions, 5), expected, slice(None))
+
+
+def test_queries_score_every_item(trained: Checkpoint, events: pa.Table) -> None:
+    histories = Histories.from_interactions(of_users(events, ["u03", "u07"]))
+    found = next_items(trained, histories, np.arange(histories.groups), 5, filter_seen=False)
+    scores = found.queries @ scoring_vectors(trained).T
+    np.testing.assert_allclose(np.exp(scores).sum(1), 1, atol=1e-4)
+    place = {item: index for index, item in enumerate(trained.vocabulary.item_ids)}
+    listed = np.vectorize(place.get)(found.item_ids)
+    np.testing.assert_allclose(np.take_along_axis(scores, listed, 1), found.log_probs, atol=1e-4)
+    np.testing.assert_allclose(-(np.exp(scores) * scores).sum(1), found.entropy, atol=1e-3)
 
 
 def test_a_row_is_the_softmax_of_a_plain_forward_pass(trained: Checkpoint, events: pa.Table) -> None:
