@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -83,3 +85,33 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 (hex) of a file, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def signed_json(content: Mapping[str, Any]) -> bytes:
+    """Return JSON that carries its own SHA-256, so that an altered byte shows.
+
+    Examples
+    --------
+    >>> read_signed_json(signed_json({"format": 1}))
+    {'format': 1}
+    """
+    return _json({**content, "signature": hashlib.sha256(_json(content)).hexdigest()})
+
+
+def read_signed_json(content: bytes) -> dict[str, Any]:
+    """Return what :func:`signed_json` was given.
+
+    Raises
+    ------
+    ValueError
+        It is not as it was written.
+    """
+    found = json.loads(content)
+    signature = found.pop("signature", None) if isinstance(found, dict) else None
+    if signature is None or signed_json(found) != content:
+        raise ValueError("altered or truncated since it was written")
+    return dict(found)
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, indent=1, allow_nan=False).encode()

@@ -81,6 +81,8 @@ PRODUCERS: Final = (TEXT_EMBEDDING, NEXT_ITEMS, NEXT_VECTORS, ITEM_STATISTICS, U
 TAG: Final = "recsys_llm"
 VECTOR_TAG: Final = "recsys_llm_vector"
 """Tag of a view with compressed vectors: how to decode them."""
+BRIDGES_TAG: Final = "recsys_llm_bridges"
+"""Tag of a bridged view: the fingerprint of the view that it stands in for, for readers that have no parts."""
 NAME_PATTERN: Final = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
 
 VERSIONS_FILE: Final = "versions.yaml"
@@ -228,7 +230,9 @@ def _current(view: Any, name: str, known: Mapping[str, Any], file: Path) -> Any:
         return view
     if name not in known:
         raise LookupError(f"{file}: {name!r} is read in place of {view.name!r}, but feature_views.py has no such view")
-    selected = [field.name for field in view.projection.features]
-    if selected == [field.name for field in view.features]:
-        return known[name]
-    return known[name][selected]
+    projection = view.projection
+    selected = [field.name for field in projection.features]
+    found = known[name] if selected == [field.name for field in view.features] else known[name][selected]
+    if projection.name_alias:
+        found = found.with_name(projection.name_alias)
+    return found.with_join_key_map(projection.join_key_map) if projection.join_key_map else found

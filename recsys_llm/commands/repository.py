@@ -133,3 +133,9 @@ def _columns(file: Path) -> set[str]:
 
 def _maximum(file: Path, column: str) -> Any:
     return pc.max(pq.read_table(file, columns=[column]).column(column)).as_py()
+
+
+def path_in(repository: Path, path: Path) -> str:
+    """Return a path as recsys_llm.yaml takes it: relative ones start at the repository."""
+    absolute, root = path.resolve(), repository.resolve()
+    return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)

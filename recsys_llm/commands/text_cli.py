@@ -40,7 +40,8 @@ def pretrain(
 ) -> None:
     """Go on with an encoder's masked-language-model training, on the texts of items and users.
 
-    Example: recsys-llm text pretrain minilm_v1 --until 2024-06-01 --out data/models/minilm_domain -C my_features
+    Example: recsys-llm text pretrain minilm_v1 --until 2024-06-01 --out my_features/data/models/minilm_domain
+    -C my_features
     """
     from recsys_llm.bench.report import write_report
     from recsys_llm.commands.text_training import pretrain_encoder
@@ -67,7 +68,7 @@ def pretrain(
             resume=resume,
             progress=progress,
         )
-    show_pretraining(trained, typer.echo)
+    show_pretraining(trained, repository, typer.echo)
     if json_file is not None:
         write_report(json_file, pretraining_report(trained))
 
@@ -111,7 +112,8 @@ def finetune(
 ) -> None:
     """Train an encoder's top layers so that the texts of items that follow each other become alike.
 
-    Example: recsys-llm text finetune minilm_v1 --until 2024-06-01 --out data/models/minilm_tuned -C my_features
+    Example: recsys-llm text finetune minilm_v1 --until 2024-06-01 --out my_features/data/models/minilm_tuned
+    -C my_features
     """
     from recsys_llm.bench.report import write_report
     from recsys_llm.commands.text_finetuning import (
@@ -149,7 +151,7 @@ def finetune(
             resume=resume,
             progress=progress,
         )
-    show_finetuning(trained, typer.echo)
+    show_finetuning(trained, repository, typer.echo)
     if json_file is not None:
         write_report(json_file, finetuning_report(trained))
 
@@ -165,7 +167,7 @@ def evaluate(
 ) -> None:
     """Say how well encoders find the next item, and items that nobody has had yet; the first is compared with.
 
-    Example: recsys-llm text evaluate minilm_v1 data/models/minilm_tuned --until 2024-06-01 -C my_features
+    Example: recsys-llm text evaluate minilm_v1 my_features/data/models/minilm_tuned --until 2024-06-01 -C my_features
     """
     from recsys_llm.bench.report import write_report
     from recsys_llm.commands.text_report import evaluate_encoders, evaluation_report, show_evaluation
@@ -200,7 +202,8 @@ def compress(
 ) -> None:
     """Make an encoder's vectors smaller: fewer dimensions, int8 or bits, chosen by what they still find.
 
-    Example: recsys-llm text compress minilm_v1 --until 2024-06-01 --out data/models/minilm_small -C my_features
+    Example: recsys-llm text compress minilm_v1 --until 2024-06-01 --out my_features/data/models/minilm_small
+    -C my_features
     """
     from recsys_llm.bench.report import write_report
     from recsys_llm.commands.text_compression import compress_encoder

@@ -15,6 +15,7 @@ from rich.table import Table
 from recsys_llm.bench.report import report
 from recsys_llm.bootstrap import Interval
 from recsys_llm.commands.migration.moves import view_snippet
+from recsys_llm.commands.repository import path_in
 from recsys_llm.commands.steps import progress_bar
 from recsys_llm.commands.text_compression import CANDIDATES, Candidate, Compression, Progress
 from recsys_llm.config import FILE_NAME
@@ -91,7 +92,7 @@ def snippet(found: Compression, repository: Path) -> str:
     assert found.directory is not None  # only a transform needs an encoder of its own
     stored = found.chosen.transform.stored
     encoder = f"{found.encoder}_{found.chosen.name}"
-    entry = found.settings.model_dump(exclude_unset=True) | {"transform": _path(found.directory, repository)}
+    entry = found.settings.model_dump(exclude_unset=True) | {"transform": path_in(repository, found.directory)}
     line = yaml.safe_dump(entry, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True).strip()
     parts = [f"# {FILE_NAME}\ntext_encoders:\n  {encoder}: {line}\n"]
     names = {view.name: _next_version(view.name, found.registered) for view in found.views}
@@ -171,12 +172,6 @@ def _percent(share: float | None) -> str:
 
 def _interval(found: Interval | None) -> str:
     return "-" if found is None else f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
-
-
-def _path(directory: Path, repository: Path) -> str:
-    """Return a directory as recsys_llm.yaml takes it: relative paths start at the repository."""
-    absolute, root = directory.resolve(), repository.resolve()
-    return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
 
 
 def _next_version(view: str, registered: tuple[str, ...]) -> str:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from recsys_llm.bench.report import report
+from recsys_llm.commands.repository import path_in
 from recsys_llm.commands.steps import progress_bar
 from recsys_llm.commands.text_training import TrainedEncoder, open_state, save_trained, starting_point
 from recsys_llm.config import Config, TextEncoderConfig, load_config
@@ -156,7 +157,7 @@ def finetuning_bar(console: Console) -> Iterator[Callable[[FinetuningProgress], 
         yield show
 
 
-def show_finetuning(trained: TrainedEncoder, echo: Callable[[str], object]) -> None:
+def show_finetuning(trained: TrainedEncoder, repository: Path, echo: Callable[[str], object]) -> None:
     """Say what was trained, on what, and what came of it."""
     scores = trained.manifest.scores
     metric, chosen = scores["metric"], scores["chosen"]
@@ -171,7 +172,10 @@ def show_finetuning(trained: TrainedEncoder, echo: Callable[[str], object]) -> N
         kept = "  (kept)" if between["share"] == chosen["share"] else ""
         echo(f"{between['share']:.0%} of the way from the start: {_figures(between)}{kept}")
     if scores["helped"]:
-        echo(f"saved {trained.directory}; next: name it as model of a new encoder in recsys_llm.yaml")
+        echo(
+            f"saved {trained.directory}; next: a new encoder with `model: {path_in(repository, trained.directory)}` in "
+            "recsys_llm.yaml"
+        )
     else:
         echo(f"no epoch had a better {metric} than the start: {trained.directory} holds the start's weights, unchanged")
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import TaskID, TextColumn
 
 from recsys_llm.bench.report import report
+from recsys_llm.commands.repository import path_in
 from recsys_llm.commands.steps import progress_bar
 from recsys_llm.commands.text_training import TrainedEncoder
 from recsys_llm.text.masked_language_model import perplexity
@@ -41,7 +43,7 @@ def training_bar(console: Console) -> Iterator[Callable[[PretrainingProgress], N
         yield show
 
 
-def show_pretraining(trained: TrainedEncoder, echo: Callable[[str], object]) -> None:
+def show_pretraining(trained: TrainedEncoder, repository: Path, echo: Callable[[str], object]) -> None:
     """Say what was trained, on what, and what came of it."""
     scores = trained.manifest.scores
     texts, found = scores["texts"], scores["perplexity"]
@@ -59,7 +61,8 @@ def show_pretraining(trained: TrainedEncoder, echo: Callable[[str], object]) -> 
         if value is not None:
             echo(f"perplexity on held-out texts, {name:<18} {value:>12,.2f}")
     echo(
-        f"saved {trained.directory}; next: name it as model of a new encoder in recsys_llm.yaml. Guessing words is not "
+        f"saved {trained.directory}; next: a new encoder with `model: {path_in(repository, trained.directory)}` in "
+        "recsys_llm.yaml. Guessing words is not "
         "comparing texts: `recsys-llm text finetune` makes its vectors comparable again"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import feast
 
 Floats = npt.NDArray[np.float32]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +60,7 @@ def catalogue_vectors(
     Parameters
     ----------
     views
-        Registered views of the encoder; a materialised one of items saves encoding.
+        Registered views of the encoder; a materialised one that holds all items saves encoding.
 
     Raises
     ------
@@ -78,9 +81,17 @@ def catalogue_vectors(
             f"view {view.name} holds vectors of fingerprint {manifest['fingerprint']}, the encoder and template at "
             f"hand have {expected}; restore the old settings, or compress the encoder that the view was computed with"
         )
-    fitting = item_vectors(directory, view.name, before=until).vectors
-    found = item_vectors(directory, view.name, before=end)
-    return CatalogueVectors(fitting, found.item_ids, found.vectors, view.name)
+    earlier, later = _newest_texts(config, settings, until, end)
+    try:
+        fitting, found = (item_vectors(directory, view.name, before=time) for time in (until, end))
+    except DataError:  # none of that time
+        return _encoded(config, settings, encoder, until, end, progress)
+    if set(fitting.item_ids) != set(earlier) or set(found.item_ids) != set(later):
+        _logger.warning(
+            "view %s holds %d of %d items; all are encoded instead", view.name, len(found.item_ids), len(later)
+        )
+        return _encoded(config, settings, encoder, until, end, progress)
+    return CatalogueVectors(fitting.vectors, found.item_ids, found.vectors, view.name)
 
 
 def _is_materialised(view: feast.FeatureView) -> bool:

@@ -80,8 +80,11 @@ def history(
     Raises
     ------
     RetrievalError
-        The offline store returned rows that were not asked for, or row ids and parts contradict each other.
+        A view was never materialised, the offline store returned rows that were not asked for, or row ids and parts
+        contradict each other.
     """
+    if len(ids):
+        _check_materialised(views)
     joined = _join(store, views, entity, ids, micros, join_rows) if len(views) and len(ids) else None
     plain: dict[str, Column] = {}
     shared: dict[str, Stored] = {}
@@ -101,6 +104,15 @@ def history(
                 known |= array.is_valid().to_numpy(zero_copy_only=False)
         status[view.name] = np.where(known, Status.PRESENT, Status.MISSING).astype(np.uint8)
     return EntityBlock(entity, tuple(ids), Columns(_in_order(plain, views), shared), status)
+
+
+def _check_materialised(views: Sequence[View]) -> None:
+    for view in views:
+        if view.parts is not None and not parts.files(view):
+            raise RetrievalError(
+                f"view {view.name}: there are no parts at {view.parts}; run `feast materialize START END -v "
+                f"{view.name}` first"
+            )
 
 
 def _join(

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from recsys_llm.errors import FingerprintError, RetrievalError
 from recsys_llm.retrieval.columns import Column, Kind, combined, empty, from_arrow, with_missing
 from recsys_llm.retrieval.service import Feature, Service, View, known_dimensions
-from recsys_llm.schema import CREATED_TIMESTAMP, ROW_ID, TAG, VECTOR_TAG
+from recsys_llm.schema import BRIDGES_TAG, CREATED_TIMESTAMP, ROW_ID, TAG, VECTOR_TAG
 from recsys_llm.storage import VectorStorage
 
 METADATA_KEY = TAG.encode()
@@ -122,7 +122,7 @@ def _of_view(view: View) -> Provenance:
             f"view {view.name}: its parts were computed by two models, {one[0]} ({first}) and {other[0]} "
             f"({second}); move the parts of one away, and give the new model a view of a new version"
         )
-    return next(iter(written), Provenance())
+    return next(iter(written), Provenance(bridges=view.definition.tags.get(BRIDGES_TAG)))
 
 
 def _check_storage(view: View) -> None:

@@ -78,6 +78,11 @@ def group_attention(projected: Tensor, group: Group, heads: int, bias: Callable[
     return attended.transpose(1, 2)
 
 
+def has_flash_attention(device: torch.device) -> bool:
+    """Return whether a CUDA device can run :func:`varlen_attention`: Ampere (compute capability 8.0) or newer."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def varlen_attention(projected: Tensor, offsets: Tensor, longest: int, heads: int) -> Tensor:
     """Return the same from one Flash-Attention kernel over all texts (Dao 2023); CUDA, half precision.
 

@@ -110,13 +110,15 @@ def open_batches(backbone: Backbone, *, is_padded: bool) -> Batches:
 def best_budget(budgets: Sequence[int], rate: Callable[[int], float]) -> int:
     """Return the budget after which ``rate`` (tokens per second) no longer grows by 3%, or memory ends.
 
+    Half of the first where even that doesn't fit; batches that still don't are halved as they come.
+
     Examples
     --------
     >>> best_budget([1, 2, 4, 8], {1: 10.0, 2: 18.0, 4: 18.1, 8: 40.0}.__getitem__)
     2
     """
-    best, fastest = budgets[0], rate(budgets[0])
-    for budget in budgets[1:]:
+    best, fastest = budgets[0] // 2, 0.0
+    for budget in budgets:
         try:
             found = rate(budget)
         except torch.OutOfMemoryError:

@@ -49,7 +49,7 @@ class FinetuningConfig:
     user_pairs: int = 10_000
     """Pairs of a user's text and the next item at most, at least 0."""
     validation_share: float = 0.1
-    """Share of the pairs (of the items, for categories), the last in time, that validation is done on; 0 to 0.5."""
+    """Share of the pairs (of the items, for categories), the last in time, to validate on; above 0, below 0.5."""
     validation_pairs: int = 20_000
     """At most, at least 1. They cost little: what costs is to encode their items."""
     validation_items: int = 4_000
@@ -75,7 +75,7 @@ class FinetuningConfig:
         for name, value in least.items():
             if not getattr(self, name) >= value:
                 raise ConfigError(f"{name}: expected {value} or more, found {getattr(self, name)}")
-        for name in ("lora_alpha", "temperature", "rate"):
+        for name in ("lora_alpha", "temperature", "rate", "validation_share"):
             if not 0 < getattr(self, name) < float("inf"):
                 shown = "learning_rate" if name == "rate" else name
                 raise ConfigError(f"{shown}: expected a number above 0, found {getattr(self, name)}")

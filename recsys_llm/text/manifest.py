@@ -6,12 +6,12 @@
       config.json  model.safetensors  tokenizer.json ...   what any transformers model directory holds
       recsys_llm.json                                      kind, base, trained_until, settings, scores, SHA-256 of files
 
-A directory with a manifest is refused when one byte of its files differs. One without is somebody else's model.
+A directory with a manifest is refused when one byte of its files differs, the manifest included. One without is
+somebody else's model.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from recsys_llm.errors import CheckpointError, SchemaError
-from recsys_llm.files import sha256_of, write_synced
+from recsys_llm.files import read_signed_json, sha256_of, signed_json, write_synced
 from recsys_llm.timestamps import as_utc
 
 MANIFEST = "recsys_llm.json"
@@ -52,7 +52,7 @@ class EncoderManifest:
             "scores": dict(self.scores),
             "files": {path.name: sha256_of(path) for path in sorted(directory.iterdir()) if path.name != MANIFEST},
         }
-        write_synced(directory / MANIFEST, json.dumps(content, indent=2).encode())
+        write_synced(directory / MANIFEST, signed_json(content))
 
     @classmethod
     def read(cls, directory: Path) -> Self | None:
@@ -67,7 +67,7 @@ class EncoderManifest:
         if not path.is_file():
             return None
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_signed_json(path.read_bytes())
             if content["format"] != FORMAT:
                 raise CheckpointError(f"{path}: expected format {FORMAT}, found {content['format']}")
             found = cls(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recsys_llm.text.architectures import Architecture, LayerWeights, PositionBias, fused_projection
-from recsys_llm.text.attention import Group, equal_lengths, grouped_attention, varlen_attention
+from recsys_llm.text.attention import Group, equal_lengths, grouped_attention, has_flash_attention, varlen_attention
 from recsys_llm.text.linear import Activation, Linear
 
 Ints = npt.NDArray[np.int32]
@@ -114,7 +114,7 @@ class _Attention:
         self._bias = bias
         self._longest = max(lengths)
         self._offsets: Tensor | None = None
-        if device.type == "cuda" and bias is None:
+        if device.type == "cuda" and bias is None and has_flash_attention(device):
             offsets = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32))
             self._offsets = offsets.pin_memory().to(device, non_blocking=True)
 

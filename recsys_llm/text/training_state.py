@@ -28,7 +28,7 @@ from safetensors.torch import save_file as save_tensors
 from torch import Tensor, nn
 
 from recsys_llm.errors import CheckpointError
-from recsys_llm.files import replaced_file, sha256_of
+from recsys_llm.files import read_signed_json, replaced_file, sha256_of, signed_json
 
 FORMAT = 1
 _STATE = "state.json"
@@ -75,7 +75,7 @@ class TrainingState:
             "sha256": digest,
         }
         with replaced_file(directory / _STATE) as temporary:
-            temporary.write_bytes(_signed(content))
+            temporary.write_bytes(signed_json(content))
         for other in directory.iterdir():
             if other.name not in (file.name, _STATE):
                 other.unlink()
@@ -255,25 +255,11 @@ def _check_ours(directory: Path) -> None:
         )
 
 
-def _signed(content: Mapping[str, Any]) -> bytes:
-    return _json({**content, "signature": hashlib.sha256(_json(content)).hexdigest()})
-
-
 def _read_signed(path: Path) -> dict[str, Any]:
-    """Return the JSON; its bytes must be exactly what :func:`_signed` makes of it."""
     try:
-        raw = path.read_bytes()
-        content: dict[str, Any] = json.loads(raw)
-        content.pop("signature")
-        intact = _signed(content) == raw
-    except (OSError, ValueError, AttributeError, KeyError):
-        intact = False
-    if not intact:
-        raise CheckpointError(f"{path}: not as it was written; {_REMEDY}")
+        content = read_signed_json(path.read_bytes())
+    except (OSError, ValueError):
+        raise CheckpointError(f"{path}: not as it was written; {_REMEDY}") from None
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path}: expected format {FORMAT}, found {content['format']}; {_REMEDY}")
     return content
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, indent=1, allow_nan=False).encode()

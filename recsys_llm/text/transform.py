@@ -26,7 +26,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from recsys_llm.errors import CheckpointError, ModelError
-from recsys_llm.files import replaced_directory, write_synced
+from recsys_llm.files import read_signed_json, replaced_directory, signed_json, write_synced
 from recsys_llm.storage import StorageKind, VectorStorage
 from recsys_llm.timestamps import as_utc
 
@@ -129,11 +129,11 @@ class VectorTransform:
             "storage": self.storage,
             "scale": self.scale,
             "notes": dict(self.notes),
-            "sha256": hashlib.sha256(tensors).hexdigest(),
+            "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
         }
         with replaced_directory(target) as fresh:
             write_synced(fresh / _TENSORS, tensors)
-            write_synced(fresh / MANIFEST, json.dumps(content, indent=2).encode())
+            write_synced(fresh / MANIFEST, signed_json(content))
 
     @classmethod
     def load(cls, directory: Path | str) -> Self:
@@ -146,11 +146,11 @@ class VectorTransform:
         """
         path = Path(directory)
         try:
-            content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            content = read_signed_json((path / MANIFEST).read_bytes())
             tensors = (path / _TENSORS).read_bytes()
             if content["format"] != FORMAT:
                 raise CheckpointError(f"{path / MANIFEST}: expected format {FORMAT}, found {content['format']}")
-            if hashlib.sha256(tensors).hexdigest() != content["sha256"]:
+            if hashlib.sha256(tensors).hexdigest() != content["tensors_sha256"]:
                 raise CheckpointError(f"{path / _TENSORS}: altered or truncated since it was saved; fit it again")
             arrays = load_tensors(tensors)
             return cls(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from io import StringIO
 
 import numpy as np
@@ -207,6 +208,22 @@ def test_without_a_view_texts_are_encoded_and_give_the_same(
         assert one.quality.recall == pytest.approx(other.quality.recall, abs=0.02)
     assert min(found.chosen.choosing.recall_kept, found.chosen.choosing.ndcg_kept) >= 0.9
     assert "no view names minilm_v1 yet" in snippet(found, fresh)
+
+
+def test_a_view_that_lacks_items_is_not_measured_on(no_lookups, repository, compressed, until, tmp_path, caplog):
+    partial = tmp_path / "feature_repo"
+    shutil.copytree(repository, partial, ignore=shutil.ignore_patterns("features"))
+    settings = yaml.safe_load((partial / "feature_store.yaml").read_text())
+    settings["registry"]["path"] = f"sqlite:///{partial / 'data/registry.db'}"
+    (partial / "feature_store.yaml").write_text(yaml.safe_dump(settings))
+    run_feast(partial, "apply")
+    part = next((repository / "data" / "features" / ITEMS).glob("*.parquet"))
+    target = partial / "data" / "features" / ITEMS
+    target.mkdir(parents=True)
+    pq.write_table(pq.read_table(part).slice(3), target / part.name)
+    found = compress_encoder(partial, "minilm_v1", until=until, out=tmp_path / "out", end=compressed.end, choose=FULL)
+    assert found.sources == compressed.sources | {"vectors": "encoded"}
+    assert f"view {ITEMS} holds 117 of 120 items; all are encoded instead" in caplog.text
 
 
 def test_the_full_vectors_need_no_transform(no_lookups, repository, until, tmp_path):

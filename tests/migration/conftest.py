@@ -111,7 +111,7 @@ def snapshot(
     run_feast(target, "apply")
     quick = SeqGANConfig(mle_epochs=1, adversarial_epochs=0, embedding_dim=8, hidden_dim=8)
     train_sequence_model(target, "seqgan_v1", until=end_of_first_half, settings=quick)
-    materialize(target, *CHEAP_VIEWS, ITEMS, USERS, schema.USER_NEXT_ITEMS, end=now())
+    materialize(target, *CHEAP_VIEWS, ITEMS, USERS, schema.USER_NEXT_ITEMS, schema.ITEM_NEXT_VECTORS, end=now())
     return Path(shutil.copytree(target, target.with_name("snapshot")))
 
 

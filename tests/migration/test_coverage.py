@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pandas as pd
 import pyarrow as pa
@@ -17,10 +18,12 @@ import yaml
 from recsys_llm import cli, schema
 from recsys_llm.commands.explain import explain_row
 from recsys_llm.commands.migration import coverage as coverage_module
+from recsys_llm.commands.migration import moves
 from recsys_llm.commands.migration.coverage import measure_coverage
 from recsys_llm.commands.migration.migrate import backfill, cutover
-from recsys_llm.commands.migration.moves import open_moves
+from recsys_llm.commands.migration.moves import Move, open_moves
 from recsys_llm.errors import ConfigError, DataError, MigrationError
+from recsys_llm.producers import ProducerTag
 from recsys_llm.producers.parts import part_files
 from recsys_llm.retrieval import open_store
 from tests.migration.conftest import ITEMS, ITEMS_2, PAIRS, USERS
@@ -55,6 +58,21 @@ def test_an_older_row_does_not_cover_a_newer_one(backfilled):
     assert (found.offline_missing, found.behind, found.online_missing) == (0, rows, 0)
     assert found.share == pytest.approx(1 - rows / 120)
     assert set(found.examples) <= set(pq.read_table(first).column(schema.ITEM_ID).to_pylist())
+
+
+def test_a_shorter_ttl_is_refused():
+    def move(old, new):
+        views = (
+            SimpleNamespace(name=name, ttl=timedelta(days=days), entities=["item"], features=[], tags={})
+            for name, days in (("a_v1", old), ("a_v2", new))
+        )
+        return Move(*views, ProducerTag("text_embedding", "items"), ProducerTag("text_embedding", "items"))
+
+    for old, new, message in ((0, 2, "a_v1's, none, found 2 days"), (2, 1, "a_v1's, 2 days, 0:00:00, found 1 day")):
+        with pytest.raises(ConfigError, match=f"ttl of at least {message}"):
+            moves._check(move(old, new))
+    for old, new in ((0, 0), (1, 2), (1, 0)):
+        moves._check(move(old, new))
 
 
 def test_a_part_ahead_of_the_online_store_is_not_online(backfilled):

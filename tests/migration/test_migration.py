@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 import yaml
-from feast import Entity, FileSource, ValueType
+from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.registry import sql as feast_sql_registry
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
-from feast.types import Bytes
+from feast.types import Bytes, Float32
 
 from recsys_llm import FeatureClient, cli, schema
 from recsys_llm.commands.feast_cli import run_feast
@@ -314,3 +314,37 @@ def test_services_in_a_postgres_registry_switch_together_and_back(backfilled, po
     assert state(backfilled, other) == switched  # not the first of them either
     assert rollback(backfilled, PAIRS, config_file=other).services == SWITCHED
     assert state(backfilled, other) == before
+
+
+def test_a_registry_that_follows_versions_without_rows_is_found_out(backfilled):
+    cutover(backfilled, PAIRS)
+    other = "feature_store.other.yaml"
+    settings = yaml.safe_load((backfilled / "feature_store.yaml").read_text())
+    settings["registry"]["path"] = settings["registry"]["path"].replace("registry.db", "other_registry.db")
+    settings["online_store"]["path"] = settings["online_store"]["path"].replace("online.db", "other_online.db")
+    (backfilled / other).write_text(yaml.safe_dump(settings))
+    run_feast(backfilled, "-f", str(backfilled / other), "apply")
+    assert state(backfilled, other) == state(backfilled)  # switched, and nothing in its online store
+    with pytest.raises(MigrationError, match="Services of this registry read it already; run .*backfill"):
+        cutover(backfilled, PAIRS, config_file=other)
+    again = cutover(backfilled, PAIRS)
+    assert again.services == () and {found.share for found in again.coverage.values()} == {1.0}
+
+
+def test_a_switch_keeps_the_alias_and_the_join_keys_of_a_view():
+    old, new = (
+        FeatureView(name=name, source=FileSource(path=f"/{name}"), schema=[Field(name="x", dtype=Float32)])
+        for name in ("a_v1", "a_v2")
+    )
+    read = old[["x"]].with_name("before").with_join_key_map({"item_id": "shown_id"})
+    switched = schema._current(read, "a_v2", {"a_v2": new}, Path("versions.yaml")).projection
+    assert (switched.name, switched.name_alias) == ("a_v2", "before")
+    assert switched.join_key_map == {"item_id": "shown_id"}
+
+
+def test_a_line_that_was_cut_short_swallows_no_other(tmp_path):
+    journal.note(tmp_path, action="cutover")
+    file = tmp_path / journal.JOURNAL
+    file.write_bytes(file.read_bytes()[:-5])
+    journal.note(tmp_path, action="rollback")
+    assert history(tmp_path) == [{"action": "rollback"}]

@@ -293,3 +293,13 @@ def test_vectors_that_are_null_in_every_row(repository, client):
     training = client.training_set(examples(("u0", "i1", hours(2))), service=EVERYTHING)
     assert np.isnan(training.vector("user_next_items_v1__centroid")).all()
     assert training.column("user_next_items_v1__item_ids").to_pylist() == [["i1"]]
+
+
+def test_a_view_that_was_never_materialised_is_named(repository, client):
+    for part in repository.directory(schema.ITEM_TEXT_EMBEDDING).glob("*.parquet"):
+        part.unlink()
+    examples = pd.DataFrame({"user_id": ["u1"], "item_id": ["i1"], "event_timestamp": [pd.Timestamp(hours(5))]})
+    examples["event_timestamp"] = examples["event_timestamp"].dt.as_unit("us")
+    with pytest.raises(RetrievalError, match="item_text_embedding_v1: there are no parts .* -v item_text_embedding_v1"):
+        client.training_set(examples, service=EVERYTHING)
+    repository.write(schema.ITEM_TEXT_EMBEDDING, [])

@@ -74,8 +74,9 @@ def test_the_manifest_says_how_it_came_to_be(world, tmp_path, capsys):
     encoder = TextEncoder.load(tmp_path / "out", device="cpu", max_tokens=24)
     assert encoder.trained_until == UNTIL
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
-    show_finetuning(found, print)
-    assert "epoch 2: loss" in capsys.readouterr().out
+    show_finetuning(found, tmp_path, print)
+    shown = capsys.readouterr().out
+    assert "epoch 2: loss" in shown and "`model: out` in recsys_llm.yaml" in shown
     again = tuned(world, tmp_path / "again", start=tmp_path / "out")
     assert again.manifest.base == str(tmp_path / "out")
     with pytest.raises(LeakageError, match="was trained on what came before"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from datetime import UTC, datetime, timedelta
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from recsys_llm.errors import CheckpointError
+from recsys_llm.files import read_signed_json, signed_json
 from recsys_llm.text import TextEncoder
 from recsys_llm.text.manifest import MANIFEST, EncoderManifest
 
@@ -69,9 +69,16 @@ def test_a_truncated_or_missing_file_is_refused(trained):
     "change", [{"format": 99}, {"trained_until": "soon"}, {"files": None}, {"trained_until": "2024-01-01T00:00:00"}]
 )
 def test_a_manifest_of_another_kind_is_refused(trained, change):
-    content = json.loads((trained / MANIFEST).read_text())
-    (trained / MANIFEST).write_text(json.dumps({**content, **change}))
+    content = read_signed_json((trained / MANIFEST).read_bytes())
+    (trained / MANIFEST).write_bytes(signed_json({**content, **change}))
     with pytest.raises(CheckpointError, match=MANIFEST):
+        EncoderManifest.read(trained)
+
+
+def test_an_altered_manifest_is_refused(trained):
+    text = (trained / MANIFEST).read_text()
+    (trained / MANIFEST).write_text(text.replace('"trained_until": "20', '"trained_until": "19'))
+    with pytest.raises(CheckpointError, match="altered or truncated since it was written"):
         EncoderManifest.read(trained)
 
 

@@ -151,6 +151,7 @@ def test_the_budget_grows_while_it_pays_and_fits():
         return float(budget)
 
     assert best_budget([1, 2, 4, 8, 16], rate) == 8
+    assert best_budget([16, 32], rate) == 8  # not even the first fits: batches are halved as they come
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
 from recsys_llm.errors import CheckpointError, ModelError
+from recsys_llm.files import read_signed_json, signed_json
 from recsys_llm.text import TextEncoder
 from recsys_llm.text.transform import VectorTransform
 
@@ -82,8 +81,11 @@ def test_a_changed_byte_a_missing_file_or_another_format_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="altered or truncated"):
         VectorTransform.load(target)
     transform_for("f").save(target)
-    content = json.loads((target / "transform.json").read_text())
-    (target / "transform.json").write_text(json.dumps({**content, "format": 9}))
+    text = (target / "transform.json").read_text()
+    (target / "transform.json").write_text(text.replace('"normalize": true', '"normalize": false'))
+    with pytest.raises(CheckpointError, match="altered or truncated since it was written"):
+        VectorTransform.load(target)
+    (target / "transform.json").write_bytes(signed_json({**read_signed_json(text.encode()), "format": 9}))
     with pytest.raises(CheckpointError, match="expected format 1, found 9"):
         VectorTransform.load(target)
     with pytest.raises(CheckpointError, match="no readable transform"):

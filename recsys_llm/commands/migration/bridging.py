@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from recsys_llm.commands.migration.moves import Move, view_snippet
@@ -29,6 +31,7 @@ from recsys_llm.text import resolve_model
 from recsys_llm.text.bridge import Bridge, fit_bridge
 from recsys_llm.text.manifest import EncoderManifest
 from recsys_llm.text.transform import VectorTransform
+from recsys_llm.timestamps import as_utc, now
 
 MOST_ITEMS = 100_000
 """Items that a map is fitted to and measured on, at most: 300 MB of vectors of 384 dimensions."""
@@ -97,8 +100,9 @@ def build_bridge(move: Move, config: Config) -> BridgeResult:
     old_settings = config.text_encoders[str(move.old_tag.model)]
     old_made, new_made = (read_manifest(part_files(parts_directory(view))[0]) for view in (move.old, move.new))
     _check_old(move, old_settings, old_made)
-    bridge = fit_bridge(*_vectors(move))
-    known = _trained_until(old_settings, config)
+    new, old, newest = _vectors(move)
+    bridge = fit_bridge(new, old)
+    known = max(newest, _trained_until(old_settings, config) or newest).isoformat()
     notes = {
         "bridges": old_made["encoder_fingerprint"],
         "templates": {"items": old_settings.template, "interactions": old_settings.user.model_dump()},
@@ -110,7 +114,7 @@ def build_bridge(move: Move, config: Config) -> BridgeResult:
     added = _add_encoder(
         config.root, encoder, str(move.new_tag.model), str(directory.relative_to(config.root.resolve()))
     )
-    snippet = view_snippet(move.old, view, encoder)
+    snippet = view_snippet(move.old, view, encoder, bridges=old_made["fingerprint"])
     return BridgeResult(bridge, directory, view, encoder, snippet if added is None else f"{added}\n{snippet}")
 
 
@@ -131,30 +135,33 @@ def _check_old(move: Move, settings: TextEncoderConfig, made: Mapping[str, str])
         )
 
 
-def _vectors(move: Move) -> tuple[Floats, Floats]:
-    """Return the newest vectors of the items that both views hold, the new ones first, row by row."""
+def _vectors(move: Move) -> tuple[Floats, Floats, datetime]:
+    """Return the newest vectors of the items that both views hold, the new ones first, row by row; and the time of the
+    newest.
+    """
     newest = f"""
-        SELECT {ITEM_ID}, {EMBEDDING} FROM read_parquet(?)
+        SELECT {ITEM_ID}, {EMBEDDING}, {EVENT_TIMESTAMP} FROM read_parquet(?)
         QUALIFY row_number() OVER (PARTITION BY {ITEM_ID} ORDER BY {EVENT_TIMESTAMP} DESC, {CREATED_TIMESTAMP} DESC) = 1
     """
     query = f"""
-        SELECT new.{EMBEDDING}, old.{EMBEDDING} FROM ({newest}) new JOIN ({newest}) old USING ({ITEM_ID})
+        SELECT new.{EMBEDDING}, old.{EMBEDDING}, greatest(new.{EVENT_TIMESTAMP}, old.{EVENT_TIMESTAMP})
+        FROM ({newest}) new JOIN ({newest}) old USING ({ITEM_ID})
         ORDER BY hash({ITEM_ID}), {ITEM_ID} LIMIT {MOST_ITEMS}
     """
     files = [[str(file) for file in part_files(parts_directory(view))] for view in (move.new, move.old)]
     with open_duckdb() as connection:
         found: pa.Table = connection.execute(query, files).to_arrow_table()
     new, old = (stored_vectors(found.column(place).combine_chunks(), {}) for place in range(2))
-    return new, old
+    return new, old, as_utc(pc.max(found.column(2)).as_py() or now())
 
 
-def _trained_until(settings: TextEncoderConfig, config: Config) -> str | None:
+def _trained_until(settings: TextEncoderConfig, config: Config) -> datetime | None:
     """Return the cut-off of the old encoder's training: what it knew comes through the map."""
     manifest = EncoderManifest.read(resolve_model(encoder_model(settings, config)).directory)
     times = [None if manifest is None else manifest.trained_until]
     if settings.transform is not None:
         times.append(VectorTransform.load(config.path(settings.transform)).trained_until)
-    return max((time.isoformat() for time in times if time is not None), default=None)
+    return max((time for time in times if time is not None), default=None)
 
 
 def _add_encoder(root: Path, name: str, model: str, directory: str) -> str | None:

@@ -49,8 +49,11 @@ def note(repository: Path, **record: Any) -> None:
     """Append a line to the journal, and wait until the disk has it."""
     file = repository / JOURNAL
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record, sort_keys=True) + "\n")
+    before = file.read_bytes() if file.is_file() else b""
+    # A line that a killed process cut short must not swallow this one.
+    start = b"\n" if before and not before.endswith(b"\n") else b""
+    with file.open("ab") as stream:
+        stream.write(start + json.dumps(record, sort_keys=True).encode() + b"\n")
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -102,7 +102,8 @@ def cutover(
     ------
     MigrationError
         Rows are missing, a service could not be read afterwards, or the Python files would undo the switch. Nothing
-        has been switched.
+        has been switched; rows may also be missing where ``feast apply`` has switched a registry after versions.yaml
+        was written for another one.
     """
     store = open_store(repository, config_file=config_file)
     moves = open_moves(store, pairs)
@@ -116,13 +117,14 @@ def cutover(
                 f"would undo the switch; let them follow {schema.VERSIONS_FILE}, run `feast apply`, then the cutover:\n"
                 f"{_EDIT}"
             )
-        if not changes.switched and target == versions:
-            return Switched(pairs, ())
-        if not changes.switched:
+        is_done = not changes.switched and target == versions
+        if not changes.switched and not is_done:
             raise MigrationError(f"no service reads {' or '.join(pairs)}, so there is nothing to switch")
         coverage = {move.new.name: measure_coverage(store, move) for move in moves}
         for view, found in coverage.items():
-            _check_coverage(view, found, min_coverage)
+            _check_coverage(view, found, min_coverage, is_done=is_done)
+        if is_done:
+            return Switched(pairs, (), coverage)
         services.check_readable(store, changes)
         shares = {view: found.share for view, found in coverage.items()}
         names = _switch(store, repository, "cutover", pairs, target, changes, shares)
@@ -198,10 +200,11 @@ def _with_pairs(versions: Pairs, pairs: Pairs) -> Pairs:
     return {**versions, **pairs}
 
 
-def _check_coverage(view: str, found: Coverage, least: float) -> None:
+def _check_coverage(view: str, found: Coverage, least: float, *, is_done: bool) -> None:
     if found.share < least:
+        state = "Services of this registry read it already" if is_done else "Nothing was switched"
         raise MigrationError(
             f"{view} covers {found}; expected at least {least:.3%}. Not covered, for example: "
-            f"{', '.join(found.examples)}. Nothing was switched; run `recsys-llm migrate backfill` and try again, or "
-            "lower --min-coverage"
+            f"{', '.join(found.examples)}. {state}; run `recsys-llm migrate backfill` and try again, or lower "
+            "--min-coverage"
         )

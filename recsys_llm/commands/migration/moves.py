@@ -92,6 +92,11 @@ def _check(move: Move) -> None:
     ):
         if one != other:
             raise ConfigError(f"view {new.name}: expected the {what} of {old.name}, {one!r}, found {other!r}")
+    if new.ttl and (not old.ttl or new.ttl < old.ttl):
+        raise ConfigError(
+            f"view {new.name}: expected a ttl of at least {old.name}'s, {old.ttl or 'none'}, found {new.ttl}: rows "
+            "that are live there would be expired here; correct feature_views.py and run `feast apply`"
+        )
     types = {field.name: str(field.dtype) for field in new.features}
     compressed = VECTOR_TAG in old.tags or VECTOR_TAG in new.tags
     for field in old.features:
@@ -124,13 +129,22 @@ def encoder_snippet(tag: ProducerTag, view: str) -> str:
     return f"# recsys_llm.yaml\n{section}:\n  {body}\n\n"
 
 
-def view_snippet(view: feast.FeatureView, name: str, model: str | None, *, stored: VectorStorage | None = None) -> str:
+def view_snippet(
+    view: feast.FeatureView,
+    name: str,
+    model: str | None,
+    *,
+    stored: VectorStorage | None = None,
+    bridges: str | None = None,
+) -> str:
     """Return the Python code that declares another version of ``view``.
 
     Parameters
     ----------
     stored
         How the new version keeps its vectors; None: as an encoder without compression makes them.
+    bridges
+        Fingerprint of the view that the new version stands in for.
     """
     tag = view_tag(view)
     key = view.entity_columns[0]
@@ -142,6 +156,7 @@ def view_snippet(view: feast.FeatureView, name: str, model: str | None, *, store
     seconds = 0 if view.ttl is None else int(view.ttl.total_seconds())
     of_model = "" if model is None else f', model="{model}"'
     of_vectors = f" | {tag_call(stored)}" if stored is not None and is_bytes else ""
+    of_bridge = "" if bridges is None else f' | {{schema.BRIDGES_TAG: "{bridges}"}}'
     return (
         f"# feature_views.py, with `from data_sources import parts`{_IMPORT_BYTES if is_bytes else ''}\n"
         f"{name} = FeatureView(\n"
@@ -150,6 +165,6 @@ def view_snippet(view: feast.FeatureView, name: str, model: str | None, *, store
         f"    ttl=timedelta(seconds={seconds}),\n"
         f"    schema=[\n{fields}    ],\n"
         f'    source=parts("{name}"),\n'
-        f'    tags=schema.producer_tag("{tag.producer}", source="{tag.source}"{of_model}){of_vectors},\n'
+        f'    tags=schema.producer_tag("{tag.producer}", source="{tag.source}"{of_model}){of_vectors}{of_bridge},\n'
         ")\n"
     )

@@ -166,6 +166,7 @@ def _substituted(store: feast.FeatureStore, service: feast.FeatureService, pairs
             names = {field.name for field in projection.features}
             selected = [field.name for field in view.features if field.name in names]
             whole = len(names) == len(store.get_feature_view(projection.name).features)
-            chosen = view if whole else view[selected]
-            copy.feature_view_projections[place] = chosen.projection
+            chosen = (view if whole else view[selected]).projection
+            chosen.name_alias, chosen.join_key_map = projection.name_alias, projection.join_key_map
+            copy.feature_view_projections[place] = chosen
     return copy
