@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TEST_JOBS ?= 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench figures peers clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -31,6 +31,16 @@ lint: $(INSTALLED)  ## ruff and mypy --strict
 bench: $(INSTALLED)  ## The measurements behind the README's figures (after make demo)
 	$(BIN)/recsys-llm bench online
 
+figures: $(INSTALLED)  ## The README's tables, from the reports in recsys_llm/bench/figures
+	$(BIN)/python -m recsys_llm.bench.figures README.md
+
+peers: .venv-peers/.installed  ## RecTools (numpy < 2) in .venv-peers, for `evaluate next-items`
+
+.venv-peers/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet 'rectools[torch]==0.19.0' "$$(grep '^torch==' constraints.txt)" 'pyarrow>=17,<21'
+	@touch $@
+
 clean:  ## Remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,18 @@ def write_report(file: Path, content: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(file) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def show_report(content: Mapping[str, Any], echo: Callable[[str], object]) -> None:
+    """Print a line for each result and each target of a benchmark."""
+    for result in content["results"]:
+        rates = [(name.removesuffix("_per_s"), rate) for name, rate in result.items() if name.endswith("_per_s")]
+        shown = "".join(f"{rate:>12,.0f} {unit}/s" for unit, rate in rates)
+        echo(f"{result['name']:<40} median {result['median']:10.4g}{shown}")
+    for target in content["targets"]:
+        spread = f"  ({target['lowest']:.3g} to {target['highest']:.3g})" if "lowest" in target else ""
+        met = "met" if target["met"] else "NOT met"
+        echo(f"{target['name']:<40} {target['value']:>10.4g}{spread}  target {target['target']:<9} {met}")
 
 
 def _cpu_name() -> str:

@@ -1,0 +1,120 @@
+"""``make figures``: the README's tables, from the reports that the measuring commands wrote.
+
+A table stands between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``; the reports lie in ``figures/`` beside this
+file. A test holds that README and reports agree, so no figure is typed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from recsys_llm.errors import DataError
+from recsys_llm.files import replaced_file
+
+REPORTS = Path(__file__).with_name("figures")
+_TABLE = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
+_DATA_SETS = {"movielens_small": "MovieLens latest-small", "online_retail": "Online Retail"}
+
+Report = dict[str, Any]
+
+
+def with_figures(text: str, reports: Path = REPORTS) -> str:
+    """Return a Markdown text with each table made anew.
+
+    Parameters
+    ----------
+    text
+        With the marks of tables.
+    reports
+        Folder of JSON files, as ``--json`` writes them.
+
+    Raises
+    ------
+    DataError
+        A mark names no table, or a report is missing.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        name = match[2]
+        if name not in TABLES:
+            raise DataError(f"figures: unknown table {name!r}; known: {', '.join(TABLES)}")
+        return f"{match[1]}{TABLES[name](reports)}{match[3]}"
+
+    return _TABLE.sub(table, text)
+
+
+def _encoder_speed(reports: Path) -> str:
+    texts = {
+        "text_made_up": "400 made-up, median 40 words (`bench text`)",
+        "text_movielens_small": "600 films (`--texts films.txt --count 600`)",
+        "text_online_retail": "2,000 retail titles (`--texts titles.txt --count 2000`)",
+    }
+    head = ["texts", "tokens/s", "sentence-transformers, default", "its best batch size", "default, 10% duplicates"]
+    rows = []
+    for name, label in texts.items():
+        report = _read(reports, name)
+        speed = next(result["tokens_per_s"] for result in report["results"] if result["name"] == "ours_cpu_s")
+        figures = {target["name"]: target["value"] for target in report["targets"]}
+        ratios = ("ratio_to_default", "ratio_to_best_batch_size", "ratio_with_duplicates")
+        times = [f"{figures[ratio]:.2f}x" for ratio in ratios]
+        rows.append([label, f"{speed:,.0f}", *times, f"{figures['share_of_gemm_peak']:.0%}"])
+    return _table([*head, "of the fp32 GEMM peak"], rows)
+
+
+def _text_quality(reports: Path) -> str:
+    metrics = ("recall_at_20", "cold_recall_among_cold_at_20")
+    rows = []
+    for data, label in _DATA_SETS.items():
+        report = _read(reports, f"text_quality_{data}")
+        for result in report["results"]:
+            cells = [cell for metric in metrics for cell in _with_difference(result["metrics"].get(metric))]
+            rows.append([label, result["name"], str(result["seeds"]), *cells])
+    head = ["data", "item vectors", "seeds", "recall@20", "to frozen (95%)", "among cold items", "to frozen (95%)"]
+    return _table(head, rows)
+
+
+def _with_difference(figure: dict[str, Any] | None) -> tuple[str, str]:
+    if figure is None:
+        return "", ""
+    found = figure.get("difference")
+    if found is None:
+        return f"{figure['value']:.4f}", ""
+    low, high = found["ci95"]
+    return f"{figure['value']:.4f}", f"{found['value']:+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _read(reports: Path, name: str) -> Report:
+    file = reports / f"{name}.json"
+    if not file.is_file():
+        raise DataError(f"{file}: no such report; write it with the command's --json")
+    content: Report = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "encoder_speed": _encoder_speed,
+    "text_quality": _text_quality,
+}
+"""By the name in the mark."""
+
+
+def main() -> None:
+    """Rewrite the tables of the Markdown files that are named."""
+    for file in map(Path, sys.argv[1:]):
+        text = with_figures(file.read_text(encoding="utf-8"))
+        with replaced_file(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

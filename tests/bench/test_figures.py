@@ -1,0 +1,44 @@
+"""The README's tables are what the reports say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from recsys_llm.bench.figures import REPORTS, TABLES, main, with_figures
+from recsys_llm.errors import DataError
+
+TABLE = "<!-- figures: encoder_speed -->\n<!-- /figures -->\n"
+
+
+def test_the_readme_shows_every_table_as_the_reports_have_it(pytestconfig):
+    text = (pytestconfig.rootpath / "README.md").read_text(encoding="utf-8")
+    assert all(f"<!-- figures: {name} -->" in text for name in TABLES)
+    assert with_figures(text) == text
+
+
+def test_a_table_follows_its_reports(tmp_path, monkeypatch):
+    reports = tmp_path / "reports"
+    shutil.copytree(REPORTS, reports)
+    before = with_figures(TABLE, reports)
+    file = reports / "text_made_up.json"
+    report = json.loads(file.read_text())
+    for target in report["targets"]:
+        target["value"] = 7.0
+    file.write_text(json.dumps(report))
+    after = with_figures(TABLE, reports)
+    assert after != before and "| 7.00x | 7.00x | 7.00x | 700% |" in after
+    readme = tmp_path / "README.md"
+    readme.write_text(after.replace("7.00x", "9.00x"))
+    monkeypatch.setattr("sys.argv", ["figures", str(readme)])
+    main()
+    assert readme.read_text() == before
+
+
+def test_unknown_tables_and_missing_reports_are_named(tmp_path):
+    with pytest.raises(DataError, match="unknown table 'speed'; known: encoder_speed"):
+        with_figures("<!-- figures: speed -->\n<!-- /figures -->")
+    with pytest.raises(DataError, match=r"text_made_up\.json: no such report"):
+        with_figures(TABLE, tmp_path)
