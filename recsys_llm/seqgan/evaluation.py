@@ -103,6 +103,12 @@ def sample_groups(sequences: Sequences, start: int, end: int, largest: int, seed
     return groups
 
 
+def split_time(sequences: Sequences, share: float) -> int:
+    """Return the time (microseconds) from which on about the last ``share`` of the events lie."""
+    times = np.sort(np.repeat(sequences.timestamps, sequences.group_sizes()))
+    return int(times[int(len(times) * (1.0 - share))])
+
+
 @torch.no_grad()
 def score_generator(
     model: Generator, table: ItemTable, vectors: Tensor, sequences: Sequences, groups: Ints, *, filter_seen: bool
@@ -110,7 +116,7 @@ def score_generator(
     """Return the scores of a generator on groups that it predicts from all before them."""
     users, read = _asked(sequences, groups)
     queries = queries_after(model, vectors, sequences, users, read)
-    ranked = rank(queries, table, sequences, users, read, k=K, filter_seen=filter_seen)
+    ranked = rank(queries, table, sequences, users, read, k=K, filter_seen=filter_seen, rebuy=model.rebuy)
     return score(ranked.items.cpu().numpy(), sequences, groups)
 
 
@@ -133,14 +139,39 @@ def score_popularity(counts: Ints, sequences: Sequences, groups: Ints, *, filter
 
 def score(items: npt.NDArray[np.int64], sequences: Sequences, groups: Ints) -> Scores:
     """Return the mean NDCG and hit rate of lists (n, k), -1 where they are shorter, for the next groups (n,)."""
+    ndcg, hit = ndcg_and_hit_rate(*hits_and_relevant(items, sequences, groups))
+    return {"ndcg_at_10": float(ndcg.mean()), "hr_at_10": float(hit.mean())}
+
+
+def hits_and_relevant(
+    items: npt.NDArray[np.int64], sequences: Sequences, groups: Ints, wanted: npt.NDArray[np.bool_] | None = None
+) -> tuple[npt.NDArray[np.bool_], Ints]:
+    """Return which listed items are in the group that they predict, and how many relevant items each group has.
+
+    Parameters
+    ----------
+    items : int64 (n, k)
+        Lists, best first; -1 where they are shorter.
+    groups : int64 (n,)
+        Flat indexes of the groups that are predicted.
+    wanted : bool (items,), optional
+        Which items count as relevant; an unknown one then doesn't. None: all, the unknown ones too.
+
+    Returns
+    -------
+    hits : bool (n, k)
+    relevant : int64 (n,)
+    """
     sizes = sequences.group_offsets[groups + 1] - sequences.group_offsets[groups]
     targets = sequences.items[ranges(sequences.group_offsets[groups], sizes)]
     row = np.repeat(np.arange(len(groups)), sizes)
+    if wanted is not None:
+        kept = (targets >= 0) & wanted[targets]
+        targets, row = targets[kept], row[kept]
+        sizes = np.bincount(row, minlength=len(groups))
     highest = int(max(items.max(initial=0), targets.max(initial=0))) + 1
     relevant = np.unique((row * highest + targets)[targets >= 0])
-    hits = np.isin(np.arange(len(groups))[:, None] * highest + items, relevant) & (items >= 0)
-    ndcg, hit = ndcg_and_hit_rate(hits, sizes)
-    return {"ndcg_at_10": float(ndcg.mean()), "hr_at_10": float(hit.mean())}
+    return np.isin(np.arange(len(groups))[:, None] * highest + items, relevant) & (items >= 0), sizes
 
 
 def _asked(sequences: Sequences, groups: Ints) -> tuple[Ints, Ints]:

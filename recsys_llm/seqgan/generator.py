@@ -47,6 +47,8 @@ class Generator(nn.Module):
     text: Tensor
     text_mean: Tensor
     text_scale: Tensor
+    rebuy: Tensor
+    """(3,) weight, scale and decay of :mod:`recsys_llm.seqgan.rebuy`; weight 0: off."""
 
     def __init__(self, counts: Tensor, text: Tensor | None, *, embedding_dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -66,6 +68,7 @@ class Generator(nn.Module):
         self.map = nn.Parameter(torch.randn(text.shape[1], embedding_dim) * (TEXT_STD / max(1, text.shape[1]) ** 0.5))
         self.register_buffer("text_mean", mean)
         self.register_buffer("text_scale", scale)
+        self.register_buffer("rebuy", torch.tensor([0.0, 1.0, 0.0]))
         for name, value in (("counts", counts), ("text", text)):
             self.register_buffer(name, value, persistent=False)  # a checkpoint stores them once for both generators
 

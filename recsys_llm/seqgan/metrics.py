@@ -36,3 +36,14 @@ def ndcg_and_hit_rate(hits: npt.NDArray[np.bool_], relevant: Ints) -> tuple[Floa
     dcg = np.asarray((hits * gain).sum(axis=1), np.float64)
     ndcg: Floats = np.divide(dcg, ideal, out=np.zeros_like(dcg), where=ideal > 0)
     return ndcg, np.asarray(hits.any(axis=1), np.float64)
+
+
+def reciprocal_rank(hits: npt.NDArray[np.bool_]) -> Floats:
+    """Return the reciprocal rank of the first relevant item of each list (n, k), float64 (n,); 0 where there is none.
+
+    Examples
+    --------
+    >>> reciprocal_rank(np.array([[False, True, True], [False, False, False]])).tolist()
+    [0.5, 0.0]
+    """
+    return np.where(hits.any(axis=1), 1.0 / (hits.argmax(axis=1) + 1.0), 0.0)

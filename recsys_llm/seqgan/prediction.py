@@ -112,7 +112,9 @@ def next_items(
         sequences, vectors = reading_side(checkpoint, model, table, histories, item_vectors)
         queries = queries_after(model, vectors, sequences, users[order], read[order])
         keep = checkpoint.filter_seen if filter_seen is None else filter_seen
-        ranked = rank(queries, table, sequences, users[order], read[order], k=top_n, filter_seen=keep)
+        ranked = rank(
+            queries, table, sequences, users[order], read[order], k=top_n, filter_seen=keep, rebuy=model.rebuy
+        )
     back = np.argsort(order)
     items = ranked.items.cpu().numpy()[back]
     names = np.array([*checkpoint.vocabulary.item_ids, None], object)  # index -1 is None

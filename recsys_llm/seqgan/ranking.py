@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,11 @@ from recsys_llm.seqgan.histories import Ints
 from recsys_llm.seqgan.losses import block_rows
 from recsys_llm.seqgan.sequences import Sequences, ranges
 
+Entries = tuple[Tensor, Tensor]
+"""Flat places in a matrix of scores, and what is added there."""
+FAINT = 0.01
+"""Strength of a re-buy, before the logarithm, that is passed over."""
+
 
 class Ranked(NamedTuple):
     """The best items of n rows, best first."""
@@ -20,7 +26,7 @@ class Ranked(NamedTuple):
     items: Tensor
     """int64 (n, k) vocabulary indexes; -1 past the last candidate."""
     log_probs: Tensor
-    """float (n, k) over the whole vocabulary, nats; NaN past the last candidate."""
+    """float (n, k) over the whole vocabulary, nats, the generator's own; NaN past the last candidate."""
     entropy: Tensor
     """float (n,) of the next-item distribution over the whole vocabulary, nats."""
     log_totals: Tensor
@@ -28,7 +34,15 @@ class Ranked(NamedTuple):
 
 
 def rank(
-    queries: Tensor, table: ItemTable, sequences: Sequences, users: Ints, read: Ints, *, k: int, filter_seen: bool
+    queries: Tensor,
+    table: ItemTable,
+    sequences: Sequences,
+    users: Ints,
+    read: Ints,
+    *,
+    k: int,
+    filter_seen: bool,
+    rebuy: Tensor | None = None,
 ) -> Ranked:
     """Return the ``k`` most probable next items of each row.
 
@@ -44,7 +58,10 @@ def rank(
         Cut down to the size of the vocabulary.
     filter_seen
         Leave out items that the row's user had in the groups read. Probabilities stay those over all items.
+    rebuy : (3,), optional
+        :attr:`recsys_llm.seqgan.generator.Generator.rebuy`: moves items that the user has had up in the order.
     """
+    weight, scale, decay = (0.0, 1.0, 0.0) if rebuy is None else rebuy.tolist()
     k = min(k, len(table.bias))
     # Allocated at once: small results between freed blocks of logits would keep the heap from shrinking.
     items = torch.empty(len(queries), k, dtype=torch.long, device=queries.device)
@@ -54,21 +71,82 @@ def rank(
     for start in range(0, len(queries), step):
         block = slice(start, start + step)
         scores = logits(queries[block], table)
-        best = _best(scores, sequences, users[block], read[block], k, filter_seen)
+        bonus = None
+        if weight and not filter_seen:
+            setting = (weight, scale, decay)
+            bonus = rebuy_entries(sequences, users[block], read[block], scores.shape[1], setting), weight
+        best = _best(scores, sequences, users[block], read[block], k, filter_seen, bonus)
         for whole, part in zip(out, best, strict=True):
             whole[block] = part
     return out
 
 
-def _best(scores: Tensor, sequences: Sequences, users: Ints, read: Ints, k: int, filter_seen: bool) -> Ranked:
+def _best(
+    scores: Tensor,
+    sequences: Sequences,
+    users: Ints,
+    read: Ints,
+    k: int,
+    filter_seen: bool,
+    bonus: tuple[Entries, float] | None,
+) -> Ranked:
     total = torch.logsumexp(scores, 1, keepdim=True)
     log_probs = scores.sub_(total)
     entropy = -(log_probs.exp() * log_probs).sum(1)
     if filter_seen:
         hide_seen(log_probs, sequences, users, read)
-    values, items = best_first(log_probs, k)
+    if bonus is None:
+        values, items = best_first(log_probs, k)
+    else:
+        _, items = best_first(add_rebuy(log_probs.clone(), *bonus), k)
+        values = log_probs.gather(1, items)
     absent = values.isinf()
     return Ranked(items.masked_fill(absent, -1), values.masked_fill(absent, float("nan")), entropy, total.squeeze(1))
+
+
+def rebuy_entries(
+    sequences: Sequences, users: Ints, read: Ints, items: int, setting: tuple[float, float, float]
+) -> Entries:
+    """Return where, and how strongly, each row's user has had an item lately.
+
+    Parameters
+    ----------
+    sequences, users, read
+        What each row has read.
+    items
+        V; items outside are passed over.
+    setting
+        Weight, scale and decay of :mod:`recsys_llm.seqgan.rebuy`.
+
+    Returns
+    -------
+    flat : int64 (m,)
+        ``row * V + item``, each once.
+    strength : float32 (m,)
+        ``log(1 + scale * sum of decay ** age)``.
+    """
+    _, scale, decay = setting
+    # Older groups would add less than FAINT: without a limit, a backfill of long histories would cost their square.
+    horizon = 1 + int(max(0.0, math.log(FAINT / scale) / math.log(decay))) if decay > 0 else 1
+    count = np.minimum(read, horizon)
+    group = ranges(sequences.user_offsets[users] + read - count, count)
+    row = np.repeat(np.arange(len(users)), count)
+    age = ranges(np.zeros(len(count), np.int64), count)
+    age = np.repeat(count, count) - 1 - age
+    sizes = sequences.group_offsets[group + 1] - sequences.group_offsets[group]
+    had = sequences.items[ranges(sequences.group_offsets[group], sizes)]
+    flat, weight = np.repeat(row, sizes) * items + had, np.repeat(np.power(decay, age), sizes)
+    known = (had >= 0) & (had < items)
+    flat, place = np.unique(flat[known], return_inverse=True)
+    strength = np.log1p(scale * np.bincount(place, weights=weight[known], minlength=len(flat)))
+    return torch.from_numpy(flat), torch.from_numpy(strength.astype(np.float32))
+
+
+def add_rebuy(scores: Tensor, entries: Entries, weight: float) -> Tensor:
+    """Add ``weight`` times the entries' strength to contiguous scores (n, V), in place, and return them."""
+    flat, strength = (part.to(scores.device) for part in entries)
+    scores.view(-1).index_add_(0, flat, weight * strength.to(scores.dtype))
+    return scores
 
 
 def best_first(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -5,26 +5,51 @@ it; of the last item, the probability of the sequence itself. Every prefix is re
 times, and the completions of all prefixes grow together::
 
     generated      x1 x2 x3
-    prefix 1       x1  .  .      t = 1: sample 2nd items of prefix 1
-    prefix 2       x1 x2  .      t = 2: sample 3rd items of prefixes 1 and 2, in one batch
+    prefix 1       x1  .  .      t = 1: draw N 2nd items of prefix 1
+    prefix 2       x1 x2  .      t = 2: draw N 3rd items of prefix 2; one for each completion of prefix 1
+
+The first items that are drawn after a prefix come from one distribution, which is computed once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from recsys_llm.seqgan.generator import Generator, ItemTable, logits
-from recsys_llm.seqgan.losses import block_rows
+from recsys_llm.seqgan.generator import Generator, ItemTable
+from recsys_llm.seqgan.sampling import draw
+from recsys_llm.seqgan.stepping import Stepper
 
 Judge = Callable[[Tensor, Tensor], Tensor]
 """(items (R, L), row in the batch of each (R,)) -> probability of being real (R,)."""
 
 
+@runtime_checkable
+class PrefixJudge(Protocol):
+    """A :data:`Judge` that reads the prefix that many completions share once."""
+
+    def __call__(self, items: Tensor, rows: Tensor) -> Tensor:
+        """Return probabilities, as a :data:`Judge` does."""
+        ...
+
+    def completions(self, items: Tensor, completed: Tensor) -> Tensor:
+        """Return the probability of each completion, (L - 1, N, B).
+
+        Parameters
+        ----------
+        items : int64 (B, L)
+            The sequences of the batch.
+        completed : int64 (L - 1, N, B, L)
+            From :func:`complete_prefixes`.
+        """
+        ...
+
+
 def sample_items(queries: Tensor, table: ItemTable, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw one item per query from the softmax, by its inverse distribution function.
+    """Draw one item per query (n, E) from the softmax; see :func:`recsys_llm.seqgan.sampling.draw`.
 
     Returns
     -------
@@ -32,17 +57,13 @@ def sample_items(queries: Tensor, table: ItemTable, rng: torch.Generator) -> tup
     entropy : float (n,)
         Of each distribution, nats.
     """
-    items, entropies = [], []
-    for block in torch.split(queries, block_rows(len(table.bias))):
-        scores = logits(block, table)
-        log_probs = scores - scores.logsumexp(1, keepdim=True)
-        probabilities = log_probs.exp()
-        entropies.append(-(probabilities * log_probs).sum(1))
-        cumulative = probabilities.cumsum(1)
-        drawn = torch.rand(len(block), 1, generator=rng, device=block.device) * cumulative[:, -1:]
-        found = torch.searchsorted(cumulative, drawn, right=True).squeeze(1)
-        items.append(found.clamp_max(len(table.bias) - 1))
-    return torch.cat(items), torch.cat(entropies)
+    drawn = draw(queries, table, _uniforms(rng, len(queries)), entropy=True)
+    assert drawn.entropy is not None  # asked for
+    return drawn.items, drawn.entropy
+
+
+def _uniforms(rng: torch.Generator, *shape: int) -> Tensor:
+    return torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64)
 
 
 def advance(policy: Generator, table: ItemTable, items: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,19 +89,29 @@ def generate(
     entropy : float (B, steps)
         Of the distribution that each was drawn from, nats.
     """
-    items, entropies = [], []
+    shape = len(queries), steps
+    items = torch.empty(shape, dtype=torch.int64, device=queries.device)
+    entropies = queries.new_empty(shape)
+    stepper = Stepper(policy, table, reads=len(queries) * (steps - 1))
+    lanes = stepper.open(states)
     for step in range(steps):
-        drawn, entropy = sample_items(queries, table, rng)
-        items.append(drawn)
-        entropies.append(entropy)
-        if step + 1 < steps:
-            queries, states = advance(policy, table, drawn, states)
-    return torch.stack(items, 1), torch.stack(entropies, 1)
+        if step:
+            stepper.read(items[:, step - 1], lanes)
+            queries = lanes.queries
+        items[:, step], entropies[:, step] = sample_items(queries, table, rng)
+    return items, entropies
 
 
 @torch.no_grad()
 def complete_prefixes(
-    policy: Generator, table: ItemTable, states: Tensor, items: Tensor, rollouts: int, rng: torch.Generator
+    policy: Generator,
+    table: ItemTable,
+    states: Tensor,
+    items: Tensor,
+    rollouts: int,
+    rng: torch.Generator,
+    *,
+    fused: bool | None = None,
 ) -> Tensor:
     """Complete every proper prefix of every sequence ``rollouts`` times.
 
@@ -90,6 +121,8 @@ def complete_prefixes(
         After the histories.
     items : int64 (B, L)
         The sequences.
+    fused
+        As for :func:`recsys_llm.seqgan.sampling.draw`.
 
     Returns
     -------
@@ -97,18 +130,19 @@ def complete_prefixes(
         ``[t - 1, n, b]`` begins with the first t items of sequence b.
     """
     batch, length = items.shape
+    group = rollouts * batch
     completed = items.expand(length - 1, rollouts, batch, length).clone()
-    kept_states = states.new_empty(length - 1, rollouts, batch, states.shape[1])
-    kept_queries = states.new_empty(length - 1, rollouts, batch, table.vectors.shape[1])
+    stepper = Stepper(policy, table, reads=batch * (length - 1) + group * (length - 1) * (length - 2) // 2)
+    own, grown = stepper.open(states), stepper.room(group * (length - 1))
     for t in range(1, length):
-        queries, states = advance(policy, table, items[:, t - 1], states)
-        kept_states[t - 1], kept_queries[t - 1] = states, queries
-        drawn, _ = sample_items(kept_queries[:t].flatten(0, 2), table, rng)
-        completed[:t, :, :, t] = drawn.view(t, rollouts, batch)
+        stepper.read(items[:, t - 1], own)
+        completed[t - 1, :, :, t] = draw(own.queries, table, _uniforms(rng, batch, rollouts), fused=fused).items.T
+        begun = grown.rows(slice(0, group * (t - 1)))
+        drawn = draw(begun.queries, table, _uniforms(rng, len(begun.queries)), fused=fused).items
+        completed[: t - 1, :, :, t] = drawn.view(t - 1, rollouts, batch)
         if t + 1 < length:
-            queries_after, states_after = advance(policy, table, drawn, kept_states[:t].flatten(0, 2))
-            kept_queries[:t] = queries_after.view(t, rollouts, batch, -1)
-            kept_states[:t] = states_after.view(t, rollouts, batch, -1)
+            grown.rows(slice(group * (t - 1), group * t)).copy_repeated(own, rollouts)
+            stepper.read(completed[:t, :, :, t].flatten(), grown.rows(slice(0, group * t)))
     return completed
 
 
@@ -121,17 +155,22 @@ def rollout_rewards(
     judge: Judge,
     rollouts: int,
     rng: torch.Generator,
+    *,
+    fused: bool | None = None,
 ) -> Tensor:
     """Return the reward of each item of each sequence, (B, L).
 
-    ``judge`` sees rows of the full length L; where a sequence ends before, it must look at no more than its length, and
-    the rewards past that are meaningless.
+    A :class:`PrefixJudge` judges all completions at once. Any judge sees rows of the full length L; where a sequence
+    ends before, it must look at no more than its length, and the rewards past that are meaningless.
     """
     batch, length = items.shape
     own = judge(items, torch.arange(batch, device=items.device))
     if length == 1:
         return own.unsqueeze(1)
-    completed = complete_prefixes(policy, table, states, items, rollouts, rng)
-    rows = torch.arange(batch, device=items.device).expand(length - 1, rollouts, batch).flatten()
-    judged = judge(completed.flatten(0, 2), rows).view(length - 1, rollouts, batch)
+    completed = complete_prefixes(policy, table, states, items, rollouts, rng, fused=fused)
+    if isinstance(judge, PrefixJudge):
+        judged = judge.completions(items, completed)
+    else:
+        rows = torch.arange(batch, device=items.device).expand(length - 1, rollouts, batch).flatten()
+        judged = judge(completed.flatten(0, 2), rows).view(length - 1, rollouts, batch)
     return torch.cat([judged.mean(1).T, own.unsqueeze(1)], 1)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
-from recsys_llm.errors import ConfigError
+from recsys_llm.errors import ConfigError, did_you_mean
 
-Phase = Literal["mle", "discriminator", "adversarial"]
+Phase = Literal["mle", "density_ratio", "discriminator", "adversarial"]
+DiscriminatorName = Literal["gru", "cnn", "density_ratio"]
+EstimatorName = Literal["rollouts", "rollouts_baseline", "reinforce"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class SeqGANConfig:
     Raises
     ------
     ConfigError
-        A value is out of its range; the message names field, range and value.
+        A value is out of its range, or a name is unknown; the message names field, range and value.
     """
 
     embedding_dim: int = 64
@@ -46,8 +48,13 @@ class SeqGANConfig:
     """Share of events, the last ones in time, that is held out to choose by. 0.01 to 0.5."""
     validation_groups: int = 1500
     """Most groups of the held-out slice that are ranked after each epoch. 1 to 1,000,000."""
+    discriminator: DiscriminatorName = "gru"
+    """"gru"; "cnn", the paper's; "density_ratio", a language model larger than the generator."""
     discriminator_dim: int = 32
-    """Width of the discriminator's item vectors and GRU states. 1 to 1024."""
+    """Width of item vectors and states of "gru"; "cnn" scales its filters with it, the paper's is 64. 1 to 1024."""
+    density_ratio_dim: int = 256
+    """Width of the LSTM state of "density_ratio", more than ``hidden_dim``. Pre-training it takes as many epochs as the
+    generator's own. 1 to 8192."""
     discriminator_dropout: float = 0.2
     """0 to 0.9."""
     discriminator_learning_rate: float = 0.001
@@ -60,8 +67,11 @@ class SeqGANConfig:
     """Most items in a generated continuation. 1 to 100."""
     continuations: int = 48
     """Continuations per adversarial step. 2 to 10,000."""
+    estimator: EstimatorName = "rollouts"
+    """"rollouts", the paper's; "rollouts_baseline", the same less the value of the prefix without the item;
+    "reinforce", without rollouts: give it more ``continuations``, and with "density_ratio" it is exact in each item."""
     rollouts: int = 4
-    """Monte-Carlo completions per prefix (N in the paper). 1 to 1000."""
+    """Monte-Carlo completions per prefix (N in the paper); "reinforce" makes none. 1 to 1000."""
     adversarial_epochs: int = 3
     """Rounds, each followed by a validation. 0: no adversarial training. 0 to 1000."""
     generator_steps: int = 12
@@ -79,16 +89,34 @@ class SeqGANConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            low, high = _RANGES[field.name]
             value = getattr(self, field.name)
+            if field.name in _NAMES:
+                _check_name(field.name, value)
+                continue
+            low, high = _RANGES[field.name]
             whole = isinstance(low, int)
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
                 kind = "a whole number" if whole else "a number"
                 raise ConfigError(f"SeqGANConfig.{field.name}: expected {kind}, found {value!r}")
             if not low <= value <= high:
                 raise ConfigError(f"SeqGANConfig.{field.name}: expected {low} to {high}, found {value!r}")
+        if self.discriminator == "density_ratio" and self.density_ratio_dim <= self.hidden_dim:
+            raise ConfigError(
+                f"SeqGANConfig.density_ratio_dim: expected more than hidden_dim ({self.hidden_dim}), found "
+                f"{self.density_ratio_dim}; a model no larger than the generator has little to teach it"
+            )
 
 
+def _check_name(field: str, value: object) -> None:
+    known = _NAMES[field]
+    if not isinstance(value, str) or value not in known:
+        raise ConfigError(f"SeqGANConfig.{field}: unknown name {value!r}; {did_you_mean(str(value), known)}")
+
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    "discriminator": get_args(DiscriminatorName),
+    "estimator": get_args(EstimatorName),
+}
 _RANGES: dict[str, tuple[float, float]] = {
     "embedding_dim": (1, 1024),
     "hidden_dim": (1, 4096),
@@ -104,6 +132,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "validation_share": (0.01, 0.5),
     "validation_groups": (1, 1_000_000),
     "discriminator_dim": (1, 1024),
+    "density_ratio_dim": (1, 8192),
     "discriminator_dropout": (0.0, 0.9),
     "discriminator_learning_rate": (1e-6, 1.0),
     "discriminator_steps": (0, 100_000),

@@ -29,6 +29,7 @@ from recsys_llm.seqgan.evaluation import Scores, sample_groups, score_generator,
 from recsys_llm.seqgan.generator import Generator
 from recsys_llm.seqgan.histories import Histories, Ints, sorted_interactions
 from recsys_llm.seqgan.pretraining import copy_weights, pretrain
+from recsys_llm.seqgan.rebuy import fit_rebuy
 from recsys_llm.seqgan.sequences import Sequences
 from recsys_llm.seqgan.settings import SeqGANConfig, TrainingProgress
 from recsys_llm.seqgan.vocabulary import ItemVectors, Vocabulary
@@ -142,23 +143,23 @@ def _train(
     generator = Generator(counts, text, **sizes).to(device)
     started = perf_counter()
 
-    def scores() -> Scores:
+    def scores(policy: Generator) -> Scores:
         with torch.no_grad():
-            table = generator.item_table()
+            table = policy.item_table()
         vectors = table.vectors
-        return score_generator(
-            generator, table, vectors, data.everything, data.validation, filter_seen=data.filter_seen
-        )
+        return score_generator(policy, table, vectors, data.everything, data.validation, filter_seen=data.filter_seen)
 
-    def validate() -> float:
-        return scores()["ndcg_at_10"]
+    def validate(policy: Generator) -> float:
+        return scores(policy)["ndcg_at_10"]
 
-    mle = pretrain(generator, data.train, config, validate=validate, rng=data.rng, progress=progress)
+    mle = pretrain(generator, data.train, config, validate=lambda: validate(generator), rng=data.rng, progress=progress)
+    if not data.filter_seen:
+        fit_rebuy(generator, data.everything, data.validation)
     seconds = {"mle": perf_counter() - started}
     popularity = np.bincount(data.train.items, minlength=len(data.vocabulary))
     results: dict[str, Scores] = {
         "popularity": score_popularity(popularity, data.everything, data.validation, filter_seen=data.filter_seen),
-        "mle": scores(),
+        "mle": scores(generator),
     }
     generators: dict[GeneratorName, Generator] = {"mle": _copy(generator, counts, text, sizes)}
     losses: dict[str, Any] = {"mle": {"loss": mle.losses, "ndcg_at_10": mle.scores}}
@@ -172,7 +173,7 @@ def _train(
         losses |= adversarial.losses
         if adversarial.stopped is not None:
             stopped["adversarial"] = adversarial.stopped
-        results["adversarial"] = scores()
+        results["adversarial"] = scores(generator)
         generators["adversarial"] = _copy(generator, counts, text, sizes)
     better = config.adversarial_epochs and results["adversarial"]["ndcg_at_10"] > results["mle"]["ndcg_at_10"]
     manifest = {

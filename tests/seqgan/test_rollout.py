@@ -34,17 +34,19 @@ def test_cached_states_give_what_reading_each_prefix_again_gives(
     first, states = history(toy, 3)
     table = toy.item_table()
     asked: list[Tensor] = []
-    real = rollout.sample_items
-    monkeypatch.setattr(rollout, "sample_items", lambda q, *rest: (asked.append(q.clone()), real(q, *rest))[1])
+    real = rollout.draw
+    monkeypatch.setattr(rollout, "draw", lambda q, *rest, **how: (asked.append(q.clone()), real(q, *rest, **how))[1])
     items = torch.randint(4, (3, 5), generator=torch.Generator().manual_seed(0))
     completed = complete_prefixes(toy, table, states, items, 2, torch.Generator().manual_seed(2))
     assert completed.shape == (4, 2, 3, 5)
     for t in range(1, 5):
         assert torch.equal(completed[t - 1, :, :, :t], items[:, :t].expand(2, 3, t))
+        fresh, begun = asked[2 * t - 2], asked[2 * t - 1]
         rows = completed[:t].flatten(0, 2)
+        queries = torch.cat([begun, fresh.repeat(2, 1)])
         again, _ = toy(table.vectors[rows[:, :t]], states.repeat(t * 2, 1))
-        torch.testing.assert_close(asked[t - 1], again[:, -1])
-        cached = logits(asked[t - 1], table).log_softmax(1).gather(1, rows[:, t : t + 1]).squeeze(1)
+        torch.testing.assert_close(queries, again[:, -1])
+        cached = logits(queries, table).log_softmax(1).gather(1, rows[:, t : t + 1]).squeeze(1)
         full = log_probs_of(toy, first.repeat(t * 2, 1), states.repeat(t * 2, 1), rows)[:, t]
         torch.testing.assert_close(cached, full)
 
