@@ -87,18 +87,23 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def signed_json(content: Mapping[str, Any]) -> bytes:
-    """Return JSON that carries its own SHA-256, so that an altered byte shows.
+def canonical_json(value: Any) -> bytes:
+    """Return JSON that is the same for the same value, for hashing."""
+    return json.dumps(value, sort_keys=True, indent=1, allow_nan=False).encode()
+
+
+def signed_json(content: Mapping[str, Any], *, key: str = "signature") -> bytes:
+    """Return JSON that carries its own SHA-256, under ``key``, so that an altered byte shows.
 
     Examples
     --------
     >>> read_signed_json(signed_json({"format": 1}))
     {'format': 1}
     """
-    return _json({**content, "signature": hashlib.sha256(_json(content)).hexdigest()})
+    return canonical_json({**content, key: hashlib.sha256(canonical_json(content)).hexdigest()})
 
 
-def read_signed_json(content: bytes) -> dict[str, Any]:
+def read_signed_json(content: bytes, *, key: str = "signature") -> dict[str, Any]:
     """Return what :func:`signed_json` was given.
 
     Raises
@@ -107,11 +112,7 @@ def read_signed_json(content: bytes) -> dict[str, Any]:
         It is not as it was written.
     """
     found = json.loads(content)
-    signature = found.pop("signature", None) if isinstance(found, dict) else None
-    if signature is None or signed_json(found) != content:
+    signature = found.pop(key, None) if isinstance(found, dict) else None
+    if signature is None or signed_json(found, key=key) != content:
         raise ValueError("altered or truncated since it was written")
     return dict(found)
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, indent=1, allow_nan=False).encode()

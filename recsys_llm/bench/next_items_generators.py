@@ -19,7 +19,7 @@ from recsys_llm.seqgan.evaluation import score_generator
 from recsys_llm.seqgan.generator import Generator, ItemTable, logits
 from recsys_llm.seqgan.prediction import reading_side
 from recsys_llm.seqgan.pretraining import continue_training
-from recsys_llm.seqgan.ranking import add_rebuy, rebuy_entries
+from recsys_llm.seqgan.ranking import Rebuy, add_rebuy, rebuy_entries
 from recsys_llm.seqgan.reading import queries_after
 
 ID_ONLY, CONTENT = "MLE id-only", "MLE content"
@@ -141,18 +141,15 @@ def generator_scorer(
     prior = model.popularity_scale * torch.log(torch.tensor(0.5, device=read.device))  # as for an item without events
     extended = ItemTable(known, torch.cat([table.bias, prior.repeat(new)]))
 
-    weight, scale, decay = model.rebuy.tolist()
+    setting = Rebuy(*model.rebuy.tolist())
 
     @torch.no_grad()
     def scores(tasks: Tasks) -> npt.NDArray[np.float32]:
         queries = queries_after(model, read, sequences, tasks.users, tasks.read)
         found = logits(queries, extended)
-        if weight and not world.filter_seen:
-            add_rebuy(
-                found,
-                rebuy_entries(sequences, tasks.users, tasks.read, found.shape[1], (weight, scale, decay)),
-                weight,
-            )
+        if setting.weight and not world.filter_seen:
+            entries = rebuy_entries(sequences, tasks.users, tasks.read, found.shape[1], setting)
+            add_rebuy(found, entries, setting.weight)
         return np.asarray(found.cpu().numpy(), np.float32)
 
     return scores

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from recsys_llm.bench.split import read_split
 from recsys_llm.config import Config, TextEncoderConfig
 from recsys_llm.errors import DataError
 from recsys_llm.producers import encoder_model
@@ -51,8 +52,7 @@ class Tasks:
     @classmethod
     def of(cls, sequences: Sequences, groups: Ints) -> Tasks:
         """Return the tasks of predicting ``groups``, flat indexes in ascending order."""
-        users = np.searchsorted(sequences.user_offsets, groups, side="right") - 1
-        return cls(groups, users, groups - sequences.user_offsets[users])
+        return cls(groups, *sequences.read_before(groups))
 
     def take(self, rows: npt.NDArray[np.generic]) -> Tasks:
         """Return some of the tasks, by a mask or ascending positions."""
@@ -142,13 +142,7 @@ def read_world(
         There are too few events to split in time, or no group to predict.
     """
     settings: TextEncoderConfig = config.text_encoders[encoder]
-    batches = list(tables.interactions(config, order_by="user"))
-    interactions = pa.Table.from_batches(batches, schema=tables.INTERACTIONS_SCHEMA)
-    times = np.sort(interactions.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy())
-    if len(times) < 2:
-        raise DataError(f"expected events to split in time, found {len(times)}")
-    until = from_micros(int(times[int(len(times) * train_share)]))
-    end = from_micros(int(times[-1]))
+    interactions, until, end = read_split(config, train_share)
     source = config.sources.items.origin
     early = item_texts(tables.items(config, end=until - MICROSECOND), settings, until=until, source=source)
     late = item_texts(tables.items(config, end=end - MICROSECOND), settings, until=end, source=source)
@@ -234,16 +228,9 @@ def make_world(
         text=text,
         train_vectors=train_vectors,
         all_vectors=ItemVectors(tuple(names[in_world]), vectors[in_world], fingerprint),
-        filter_seen=repeat_share(before, len(catalogue)) < REPEATS_ARE_RARE,
+        filter_seen=before.repeat_share() < REPEATS_ARE_RARE,
         tasks=_tasks(sequences, cutoff, split, largest),
     )
-
-
-def repeat_share(sequences: Sequences, items: int) -> float:
-    """Return the share of events that repeat an item of their user."""
-    users = np.repeat(np.arange(len(sequences.user_offsets) - 1), np.diff(sequences.user_offsets))
-    pairs = np.repeat(users, sequences.group_sizes()) * items + sequences.items
-    return 1.0 - len(np.unique(pairs)) / len(pairs)
 
 
 def _first_event(histories: Histories, ids: Sequence[str]) -> Ints:

@@ -13,13 +13,14 @@ from torch import Tensor
 from recsys_llm.bench.oracle_world import NoHistories, Oracle, opening, sequence_nll
 from recsys_llm.seqgan.cnn_discriminator import CNNDiscriminator
 from recsys_llm.seqgan.density_ratio import DensityRatioDiscriminator
-from recsys_llm.seqgan.discriminator import GRUDiscriminator, judge_of
+from recsys_llm.seqgan.discriminator import GRUDiscriminator
 from recsys_llm.seqgan.discriminators import AnyDiscriminator
 from recsys_llm.seqgan.estimators import Turn, make_estimator
 from recsys_llm.seqgan.generator import Generator
+from recsys_llm.seqgan.judging import critic
 from recsys_llm.seqgan.policy import Position, queries_gradient_loss, require_finite
 from recsys_llm.seqgan.pretraining import FINAL_RATE, copy_weights, update
-from recsys_llm.seqgan.rollout import Judge, generate
+from recsys_llm.seqgan.rollout import Judge, follow, generate
 from recsys_llm.seqgan.settings import DiscriminatorName, EstimatorName
 
 DISCRIMINATOR_DROPOUT = 0.25
@@ -164,9 +165,7 @@ class OracleGame:
             lagged = opening(self.lagged, size)
         turn = Turn(own, items, torch.full((size,), self.length), judge, target)
         update(self.generator, self.optimiser, self.estimator(turn, lagged, self.rng).loss, self.recipe.name)
-        with torch.no_grad():
-            for slow, fast in zip(self.lagged.parameters(), self.generator.parameters(), strict=True):
-                slow.lerp_(fast, 1.0 - self.recipe.lag)
+        follow(self.lagged, self.generator, lag=self.recipe.lag)
 
     def discriminator_step(self) -> None:
         """Tell real sequences from generated ones once; nothing where there is no discriminator."""
@@ -192,12 +191,7 @@ class OracleGame:
     def _critic(self, size: int) -> tuple[Judge, Position | None]:
         if self.discriminator is None:
             return _no_judge, opening(self.oracle, size)
-        self.discriminator.eval()
-        history = self.discriminator.read(NoHistories(size))
-        judge = judge_of(self.discriminator, history, torch.full((size,), self.length))
-        if isinstance(self.discriminator, DensityRatioDiscriminator):
-            return judge, self.discriminator.target(history)
-        return judge, None
+        return critic(self.discriminator, NoHistories(size), torch.full((size,), self.length))
 
     def _discriminator(self, phi: Generator | None, dim: int) -> AnyDiscriminator | None:
         items = len(self.generator.counts)

@@ -11,21 +11,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
-from recsys_llm.bench.next_item_baselines import baseline_scores
 from recsys_llm.bench.report import report
 from recsys_llm.bench.retrieval_report import result_of
+from recsys_llm.bench.split import read_split
+from recsys_llm.bench.wordless_baselines import baseline_scores
 from recsys_llm.config import Config, TextEncoderConfig
-from recsys_llm.errors import DataError
 from recsys_llm.producers import encoder_model
-from recsys_llm.schema import EVENT_TIMESTAMP
 from recsys_llm.sources import tables
 from recsys_llm.text.evaluation import NextItemPairs, RetrievalScores, evaluate_vectors, pair_events
 from recsys_llm.text.events import Events, Ints, read_events
@@ -40,7 +38,7 @@ from recsys_llm.text.pretraining import pretrain
 from recsys_llm.text.pretraining_settings import PretrainingConfig
 from recsys_llm.text.saving import save_encoder
 from recsys_llm.text.tunable import TunableEncoder
-from recsys_llm.timestamps import MICROSECOND, from_micros, to_micros
+from recsys_llm.timestamps import MICROSECOND, to_micros
 
 FROZEN, TUNED = "frozen", "fine-tuned"
 PRETRAINED, BOTH = "pre-trained", "pre-trained, fine-tuned"
@@ -127,13 +125,8 @@ def bench_text_quality(
 
 
 def _read(config: Config, encoder: TextEncoderConfig, settings: QualitySettings) -> _World:
-    batches = list(tables.interactions(config, order_by="time"))
-    interactions = pa.Table.from_batches(batches, schema=tables.INTERACTIONS_SCHEMA)
-    times = interactions.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()
-    if len(times) < 2:
-        raise DataError(f"expected events to split in time, found {len(times)}")
-    until = from_micros(times[int(len(times) * settings.train_share)])
-    end = from_micros(times[-1]) + timedelta(microseconds=1)
+    interactions, until, last = read_split(config, settings.train_share)
+    end = last + MICROSECOND
     source, files = config.sources.items.origin, resolve_model(encoder_model(encoder, config))
     known = item_texts(tables.items(config, end=until - MICROSECOND), encoder, until=until, source=source)
     catalogue = item_texts(tables.items(config, end=end - MICROSECOND), encoder, until=end, source=source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -27,12 +27,9 @@ def online(
     Example: recsys-llm bench online -C recsys_llm_demo/feature_repo --candidates 500
     """
     from recsys_llm.bench.online import bench_online
-    from recsys_llm.bench.report import show_report, write_report
 
     content = bench_online(repository, candidates=candidates, runs=runs)
-    show_report(content, typer.echo)
-    if json_file is not None:
-        write_report(json_file, content)
+    _finish(content, json_file)
 
 
 @app.command()
@@ -49,14 +46,11 @@ def text(
 
     Example: recsys-llm bench text --texts titles.txt --json text.json
     """
-    from recsys_llm.bench.report import show_report, write_report
     from recsys_llm.bench.text import bench_text, read_texts
 
     given = None if texts is None else read_texts(texts)
     content = bench_text(model, texts=given, count=count, runs=runs, max_tokens=max_tokens, memory=memory)
-    show_report(content, typer.echo)
-    if json_file is not None:
-        write_report(json_file, content)
+    _finish(content, json_file)
 
 
 @app.command(name="text-quality")
@@ -127,13 +121,10 @@ def rollout(
 
     Example: recsys-llm bench rollout --json rollout.json
     """
-    from recsys_llm.bench.report import show_report, write_report
     from recsys_llm.bench.rollout import bench_rollout
 
     content = bench_rollout(runs=runs)
-    show_report(content, typer.echo)
-    if json_file is not None:
-        write_report(json_file, content)
+    _finish(content, json_file)
 
 
 @app.command()
@@ -146,9 +137,14 @@ def backfill(
     Example: recsys-llm bench backfill --json backfill.json
     """
     from recsys_llm.bench.backfill import bench_backfill
-    from recsys_llm.bench.report import show_report, write_report
 
     content = bench_backfill(runs=runs)
+    _finish(content, json_file)
+
+
+def _finish(content: dict[str, Any], json_file: Path | None) -> None:
+    from recsys_llm.bench.report import show_report, write_report
+
     show_report(content, typer.echo)
     if json_file is not None:
         write_report(json_file, content)

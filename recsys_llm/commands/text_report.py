@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from recsys_llm.bench.next_item_baselines import baseline_scores
 from recsys_llm.bench.report import report
 from recsys_llm.bench.retrieval_report import result_of, show_results
+from recsys_llm.bench.wordless_baselines import baseline_scores
 from recsys_llm.config import Config, TextEncoderConfig, load_config
 from recsys_llm.errors import ConfigError, LeakageError, TrainingError, did_you_mean
 from recsys_llm.producers import load_encoder

@@ -69,10 +69,11 @@ def catalogue_vectors(
     DataError
         No item is known before ``until``.
     """
+    texts = _newest_texts(config, settings, until, end)
     view = next((view for view in views if _is_materialised(view)), None)
     # Rows of an encoder that was trained until then are stamped at that very time, whatever the age of their texts.
     if view is None or encoder.trained_until == until:
-        return _encoded(config, settings, encoder, until, end, progress)
+        return _encoded(encoder, texts, until, progress)
     directory = parts_directory(view)
     manifest = read_manifest(part_files(directory)[0])
     expected = fingerprint_of({"encoder": encoder.fingerprint, "template": settings.template})
@@ -81,16 +82,16 @@ def catalogue_vectors(
             f"view {view.name} holds vectors of fingerprint {manifest['fingerprint']}, the encoder and template at "
             f"hand have {expected}; restore the old settings, or compress the encoder that the view was computed with"
         )
-    earlier, later = _newest_texts(config, settings, until, end)
+    earlier, later = texts
     try:
         fitting, found = (item_vectors(directory, view.name, before=time) for time in (until, end))
     except DataError:  # none of that time
-        return _encoded(config, settings, encoder, until, end, progress)
+        return _encoded(encoder, texts, until, progress)
     if set(fitting.item_ids) != set(earlier) or set(found.item_ids) != set(later):
         _logger.warning(
             "view %s holds %d of %d items; all are encoded instead", view.name, len(found.item_ids), len(later)
         )
-        return _encoded(config, settings, encoder, until, end, progress)
+        return _encoded(encoder, texts, until, progress)
     return CatalogueVectors(fitting.vectors, found.item_ids, found.vectors, view.name)
 
 
@@ -100,14 +101,12 @@ def _is_materialised(view: feast.FeatureView) -> bool:
 
 
 def _encoded(
-    config: Config,
-    settings: TextEncoderConfig,
     encoder: TextEncoder,
+    newest: tuple[dict[str, str], dict[str, str]],
     until: datetime,
-    end: datetime,
     progress: Callable[[str, int, int], None] | None,
 ) -> CatalogueVectors:
-    earlier, later = _newest_texts(config, settings, until, end)
+    earlier, later = newest
     if not earlier:
         raise DataError(f"no item is known before {until}; choose a later --until")
     texts = list(dict.fromkeys([*earlier.values(), *later.values()]))

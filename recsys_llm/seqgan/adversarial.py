@@ -8,7 +8,7 @@ batch. Which discriminator and which estimator of the gradient: ``SeqGANConfig.d
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,13 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recsys_llm.errors import TrainingError
-from recsys_llm.seqgan.density_ratio import DensityRatioDiscriminator
 from recsys_llm.seqgan.discriminator import RecentGroups
 from recsys_llm.seqgan.discriminators import AnyDiscriminator, make_discriminator
 from recsys_llm.seqgan.estimators import Turn, make_estimator
 from recsys_llm.seqgan.generator import Generator
-from recsys_llm.seqgan.histories import Ints
-from recsys_llm.seqgan.judging import fast_judge
+from recsys_llm.seqgan.judging import critic
 from recsys_llm.seqgan.policy import Position, require_finite
 from recsys_llm.seqgan.pretraining import (
     Progress,
@@ -35,7 +33,7 @@ from recsys_llm.seqgan.pretraining import (
     teacher_forcing_loss,
     update,
 )
-from recsys_llm.seqgan.rollout import Judge, generate
+from recsys_llm.seqgan.rollout import follow, generate
 from recsys_llm.seqgan.sequences import Sequences, Windows, make_batch
 from recsys_llm.seqgan.settings import SeqGANConfig, TrainingProgress
 from recsys_llm.seqgan.sites import Sites, draw_sites, history_groups, real_continuations
@@ -162,7 +160,7 @@ class Game:
         self.windows = Windows.cut(sequences, config.max_groups)
         self.policies = (generator,) if phi is None else (generator, phi)
         self.refresh_states()
-        self.batches = self._teacher_batches()
+        self.batches = self.windows.endless_batches(config.batch_steps, rng)
 
     def refresh_states(self) -> None:
         """Read every window's past again, with the weights as they are now."""
@@ -213,7 +211,7 @@ class Game:
         lengths = torch.from_numpy(sites.lengths).to(self.device)
         with torch.no_grad():
             lagged = histories.position(self.lagged)
-            judge, target = self.critic(histories, lengths)
+            judge, target = critic(self.discriminator, histories, lengths)
         turn = Turn(own, items, lengths, judge, target)
         estimate = self.estimator(turn, lagged, self.draws)
         chosen = next(self.batches)
@@ -221,7 +219,7 @@ class Game:
         forced = teacher_forcing_loss(generator, batch, self.states[generator][torch.from_numpy(chosen)], config)
         loss = forced + config.policy_gradient_weight * estimate.loss
         update(generator, self.generator_optimiser, loss, "adversarial generator step")
-        self.follow()
+        follow(self.lagged, generator, lag=config.rollout_lag)
         reward, mean_entropy = estimate.rewards[turn.valid].mean(), entropy[turn.valid].mean()
         return float(forced.detach()), float(reward), float(mean_entropy)
 
@@ -244,26 +242,6 @@ class Game:
         update(self.discriminator, self.discriminator_optimiser, loss, "discriminator step")
         return float(loss.detach()), float(((scores > 0) == (truth > 0)).float().mean())
 
-    def critic(self, histories: SiteHistories, lengths: Tensor) -> tuple[Judge, Position | None]:
-        """Return the discriminator as a judge of continuations, and the policy it compares with, where it has one."""
-        self.discriminator.eval()
-        with torch.no_grad():
-            history = self.discriminator.read(histories)
-        judge = fast_judge(self.discriminator, history, lengths)
-        if isinstance(self.discriminator, DensityRatioDiscriminator):
-            return judge, self.discriminator.target(history)
-        return judge, None
-
-    @torch.no_grad()
-    def follow(self) -> None:
-        """Move the rollout policy towards the generator."""
-        for slow, fast in zip(self.lagged.parameters(), self.generator.parameters(), strict=True):
-            slow.lerp_(fast, 1.0 - self.config.rollout_lag)
-
-    def _teacher_batches(self) -> Iterator[Ints]:
-        while True:
-            yield from self.windows.batches(self.config.batch_steps, self.rng)
-
 
 class SiteHistories:
     """The histories before some sites of a game, as :class:`~recsys_llm.seqgan.discriminator.HistoryReader`."""
@@ -275,7 +253,7 @@ class SiteHistories:
     def recent_groups(self) -> RecentGroups:
         """Return the last ``history_groups`` groups of each."""
         game = self.game
-        return RecentGroups(*history_groups(game.sequences, self.sites, game.config, game.device))
+        return history_groups(game.sequences, self.sites, game.config, game.device)
 
     def read_by(self, policy: Generator) -> tuple[Tensor, Tensor]:
         """Return a policy's queries and states after the histories."""

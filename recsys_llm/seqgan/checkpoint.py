@@ -28,7 +28,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from recsys_llm.errors import CheckpointError
-from recsys_llm.files import replaced_directory, write_synced
+from recsys_llm.files import canonical_json, read_signed_json, replaced_directory, signed_json, write_synced
 from recsys_llm.seqgan.generator import Generator
 from recsys_llm.seqgan.histories import Ints
 from recsys_llm.seqgan.vocabulary import Vocabulary
@@ -36,6 +36,7 @@ from recsys_llm.seqgan.vocabulary import Vocabulary
 FORMAT = 1
 GeneratorName = Literal["mle", "adversarial"]
 _MANIFEST = "manifest.json"
+_SIGNATURE = "sha256"
 _VOCABULARY = "vocabulary.json"
 _ITEMS = "items.safetensors"
 _IDENTITY = ("format", "files", "trained_until", "chosen", "filter_seen", "text", "generator")
@@ -70,7 +71,7 @@ class Checkpoint:
         bare = cls(vocabulary, counts, text, generators, manifest)
         files = {name: _sha256(content) for name, content in bare._contents().items()}
         full = {**manifest, "format": FORMAT, "files": files}
-        full["fingerprint"] = _sha256(_json({key: full[key] for key in _IDENTITY}))
+        full["fingerprint"] = _sha256(canonical_json({key: full[key] for key in _IDENTITY}))
         return cls(vocabulary, counts, text, generators, full)
 
     @property
@@ -118,7 +119,7 @@ class Checkpoint:
         if target.exists() and not (target / _MANIFEST).is_file() and (target.is_file() or any(target.iterdir())):
             raise CheckpointError(f"{target}: exists and is no checkpoint; name another directory")
         with replaced_directory(target) as fresh:
-            for name, content in {**self._contents(), _MANIFEST: _signed(self.manifest)}.items():
+            for name, content in {**self._contents(), _MANIFEST: signed_json(self.manifest, key=_SIGNATURE)}.items():
                 write_synced(fresh / name, content)
 
     @classmethod
@@ -155,7 +156,7 @@ class Checkpoint:
         items = {"counts": torch.from_numpy(self.counts), "training_counts": some.counts.cpu()}
         if self.text is not None:
             items["text"] = torch.from_numpy(self.text)
-        contents = {_VOCABULARY: _json(list(self.vocabulary.item_ids)), _ITEMS: save_tensors(items)}
+        contents = {_VOCABULARY: canonical_json(list(self.vocabulary.item_ids)), _ITEMS: save_tensors(items)}
         for key, generator in self.generators.items():
             weights = {name: value.detach().cpu().contiguous() for name, value in generator.state_dict().items()}
             contents[_file(key)] = save_tensors(weights)
@@ -169,34 +170,21 @@ def _file(name: GeneratorName) -> str:
     return f"generator_{name}.safetensors"
 
 
-def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, indent=1, allow_nan=False).encode()
-
-
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _signed(manifest: dict[str, Any]) -> bytes:
-    return _json({**manifest, "sha256": _sha256(_json(manifest))})
-
-
 def _read_manifest(root: Path) -> dict[str, Any]:
-    """Return the manifest; its bytes must be exactly what :func:`_signed` makes of it."""
     path = root / _MANIFEST
     content = _read(path)
     try:
-        manifest = json.loads(content)
-        manifest.pop("sha256")
-        intact = _signed(manifest) == content
-    except (ValueError, AttributeError, KeyError):
-        intact = False
-    if not intact:
-        raise CheckpointError(f"{path}: not as it was written; {_REMEDY}")
+        manifest = read_signed_json(content, key=_SIGNATURE)
+    except ValueError:
+        raise CheckpointError(f"{path}: not as it was written; {_REMEDY}") from None
     if manifest["format"] != FORMAT:
         found = manifest["format"]
         raise CheckpointError(f"{path}: expected format {FORMAT}, found {found}; train anew with this version")
-    return dict(manifest)
+    return manifest
 
 
 def _read(path: Path) -> bytes:

@@ -114,7 +114,7 @@ def score_generator(
     model: Generator, table: ItemTable, vectors: Tensor, sequences: Sequences, groups: Ints, *, filter_seen: bool
 ) -> Scores:
     """Return the scores of a generator on groups that it predicts from all before them."""
-    users, read = _asked(sequences, groups)
+    users, read = sequences.read_before(groups)
     queries = queries_after(model, vectors, sequences, users, read)
     ranked = rank(queries, table, sequences, users, read, k=K, filter_seen=filter_seen, rebuy=model.rebuy)
     return score(ranked.items.cpu().numpy(), sequences, groups)
@@ -122,7 +122,7 @@ def score_generator(
 
 def score_popularity(counts: Ints, sequences: Sequences, groups: Ints, *, filter_seen: bool) -> Scores:
     """Return the scores of the same list for all: items by ``counts``, ties in order of index."""
-    users, read = _asked(sequences, groups)
+    users, read = sequences.read_before(groups)
     lists = []
     place = np.empty(len(counts), np.float32)
     place[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
@@ -172,9 +172,3 @@ def hits_and_relevant(
     highest = int(max(items.max(initial=0), targets.max(initial=0))) + 1
     relevant = np.unique((row * highest + targets)[targets >= 0])
     return np.isin(np.arange(len(groups))[:, None] * highest + items, relevant) & (items >= 0), sizes
-
-
-def _asked(sequences: Sequences, groups: Ints) -> tuple[Ints, Ints]:
-    """Return the user of each group, and how many groups come before it."""
-    users = np.searchsorted(sequences.user_offsets, groups, side="right") - 1
-    return users, groups - sequences.user_offsets[users]

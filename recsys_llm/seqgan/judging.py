@@ -14,7 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys_llm.seqgan.cnn_discriminator import CNNDiscriminator
-from recsys_llm.seqgan.discriminator import Discriminator, GRUDiscriminator, judge_of
+from recsys_llm.seqgan.density_ratio import DensityRatioDiscriminator
+from recsys_llm.seqgan.discriminator import Discriminator, GRUDiscriminator, HistoryReader, judge_of
+from recsys_llm.seqgan.discriminators import AnyDiscriminator
+from recsys_llm.seqgan.policy import Position
 from recsys_llm.seqgan.rollout import Judge
 
 ROWS = 2048
@@ -40,6 +43,21 @@ def fast_judge(discriminator: Discriminator, history: Tensor, lengths: Tensor) -
     if isinstance(discriminator, CNNDiscriminator):
         return CNNJudge(discriminator, history, lengths)
     return judge_of(discriminator, history, lengths)
+
+
+@torch.no_grad()
+def critic(discriminator: AnyDiscriminator, histories: HistoryReader, lengths: Tensor) -> tuple[Judge, Position | None]:
+    """Return a discriminator as a judge of continuations, and the policy it compares with, where it has one.
+
+    Parameters
+    ----------
+    lengths : int64 (B,)
+        Of the continuations.
+    """
+    discriminator.eval()
+    history = discriminator.read(histories)
+    target = discriminator.target(history) if isinstance(discriminator, DensityRatioDiscriminator) else None
+    return fast_judge(discriminator, history, lengths), target
 
 
 class GRUJudge:

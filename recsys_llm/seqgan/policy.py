@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recsys_llm.errors import TrainingError
-from recsys_llm.seqgan.generator import Generator, ItemTable
+from recsys_llm.seqgan.generator import ItemTable
 from recsys_llm.seqgan.losses import weighted_nll
 
 NEUTRAL = 0.5
@@ -103,25 +103,18 @@ def prefix_advantages(values: Tensor, valid: Tensor) -> Tensor:
     return torch.cat([opening, torch.where(valid[:, 1:], values.diff(dim=1), 0.0)], 1)
 
 
-def policy_gradient_loss(
-    generator: Generator, table: ItemTable, first: Tensor, states: Tensor, items: Tensor, advantage: Tensor
-) -> Tensor:
+def queries_gradient_loss(queries: Tensor, table: ItemTable, items: Tensor, advantage: Tensor) -> Tensor:
     """Return the loss whose gradient is minus the policy gradient, summed over positions, averaged over sequences.
 
     Parameters
     ----------
-    first, states
-        Queries (B, E) and states (B, state_dim) after the histories, differentiable.
+    queries : (B, L, E)
+        Of each item, from :meth:`Position.queries`; differentiable.
     items : int64 (B, L)
         Sampled from the generator.
     advantage : (B, L)
         Constant; 0 where an item doesn't count.
     """
-    return queries_gradient_loss(Position(generator, table, first, states).queries(items), table, items, advantage)
-
-
-def queries_gradient_loss(queries: Tensor, table: ItemTable, items: Tensor, advantage: Tensor) -> Tensor:
-    """Return :func:`policy_gradient_loss` from the queries (B, L, E) of each item, where they are at hand."""
     rows = torch.arange(items.numel(), device=items.device)
     return weighted_nll(
         queries.flatten(0, 1),

@@ -144,7 +144,7 @@ def continue_training(
     """
     windows = Windows.cut(sequences, config.max_groups)
     optimiser = make_optimiser(generator, config.adversarial_learning_rate, config.weight_decay)
-    batches = _endless(windows, config.batch_steps, rng)
+    batches = windows.endless_batches(config.batch_steps, rng)
     scores, best = [validate()], copy_weights(generator)
     for epoch in range(1, epochs + 1):
         states = states_before(generator, sequences, windows)
@@ -158,11 +158,6 @@ def continue_training(
             best = copy_weights(generator)
     generator.load_state_dict(best)
     return scores
-
-
-def _endless(windows: Windows, batch_steps: int, rng: np.random.Generator) -> Iterator[Ints]:
-    while True:
-        yield from windows.batches(batch_steps, rng)
 
 
 def _epoch(

@@ -20,6 +20,15 @@ FAINT = 0.01
 """Strength of a re-buy, before the logarithm, that is passed over."""
 
 
+class Rebuy(NamedTuple):
+    """The term of :mod:`recsys_llm.seqgan.rebuy`."""
+
+    weight: float = 0.0
+    """0: off."""
+    scale: float = 1.0
+    decay: float = 0.0
+
+
 class Ranked(NamedTuple):
     """The best items of n rows, best first."""
 
@@ -61,7 +70,7 @@ def rank(
     rebuy : (3,), optional
         :attr:`recsys_llm.seqgan.generator.Generator.rebuy`: moves items that the user has had up in the order.
     """
-    weight, scale, decay = (0.0, 1.0, 0.0) if rebuy is None else rebuy.tolist()
+    setting = Rebuy(*rebuy.tolist()) if rebuy is not None else Rebuy()
     k = min(k, len(table.bias))
     # Allocated at once: small results between freed blocks of logits would keep the heap from shrinking.
     items = torch.empty(len(queries), k, dtype=torch.long, device=queries.device)
@@ -71,11 +80,7 @@ def rank(
     for start in range(0, len(queries), step):
         block = slice(start, start + step)
         scores = logits(queries[block], table)
-        bonus = None
-        if weight and not filter_seen:
-            setting = (weight, scale, decay)
-            bonus = rebuy_entries(sequences, users[block], read[block], scores.shape[1], setting), weight
-        best = _best(scores, sequences, users[block], read[block], k, filter_seen, bonus)
+        best = _best(scores, sequences, users[block], read[block], k, filter_seen, setting)
         for whole, part in zip(out, best, strict=True):
             whole[block] = part
     return out
@@ -88,25 +93,24 @@ def _best(
     read: Ints,
     k: int,
     filter_seen: bool,
-    bonus: tuple[Entries, float] | None,
+    rebuy: Rebuy,
 ) -> Ranked:
     total = torch.logsumexp(scores, 1, keepdim=True)
     log_probs = scores.sub_(total)
     entropy = -(log_probs.exp() * log_probs).sum(1)
     if filter_seen:
         hide_seen(log_probs, sequences, users, read)
-    if bonus is None:
+    if filter_seen or not rebuy.weight:
         values, items = best_first(log_probs, k)
     else:
-        _, items = best_first(add_rebuy(log_probs.clone(), *bonus), k)
+        entries = rebuy_entries(sequences, users, read, log_probs.shape[1], rebuy)
+        _, items = best_first(add_rebuy(log_probs.clone(), entries, rebuy.weight), k)
         values = log_probs.gather(1, items)
     absent = values.isinf()
     return Ranked(items.masked_fill(absent, -1), values.masked_fill(absent, float("nan")), entropy, total.squeeze(1))
 
 
-def rebuy_entries(
-    sequences: Sequences, users: Ints, read: Ints, items: int, setting: tuple[float, float, float]
-) -> Entries:
+def rebuy_entries(sequences: Sequences, users: Ints, read: Ints, items: int, setting: Rebuy) -> Entries:
     """Return where, and how strongly, each row's user has had an item lately.
 
     Parameters
@@ -116,7 +120,7 @@ def rebuy_entries(
     items
         V; items outside are passed over.
     setting
-        Weight, scale and decay of :mod:`recsys_llm.seqgan.rebuy`.
+        Its scale and decay; the weight is left to :func:`add_rebuy`.
 
     Returns
     -------

@@ -19,7 +19,7 @@ from recsys_llm.seqgan.generator import Generator, logits
 from recsys_llm.seqgan.histories import Ints
 from recsys_llm.seqgan.losses import block_rows
 from recsys_llm.seqgan.metrics import ndcg_and_hit_rate
-from recsys_llm.seqgan.ranking import add_rebuy, best_first, rebuy_entries
+from recsys_llm.seqgan.ranking import Rebuy, add_rebuy, best_first, rebuy_entries
 from recsys_llm.seqgan.reading import queries_after
 from recsys_llm.seqgan.sequences import Sequences
 
@@ -44,19 +44,21 @@ def fit_rebuy(generator: Generator, sequences: Sequences, groups: Ints) -> float
         NDCG@10 on those groups with the chosen term.
     """
     generator.rebuy.zero_()
-    users = np.searchsorted(sequences.user_offsets, groups, side="right") - 1
-    read = groups - sequences.user_offsets[users]
+    users, read = sequences.read_before(groups)
     table = generator.item_table()
     queries = queries_after(generator, table.vectors, sequences, users, read)
-    settings = [(0.0, 1.0, 0.0), *product(WEIGHTS, SCALES, DECAYS)]
+    settings = [Rebuy(), *(Rebuy(*each) for each in product(WEIGHTS, SCALES, DECAYS))]
     totals = np.zeros(len(settings))
     step = block_rows(len(table.bias))
     for start in range(0, len(groups), step):
         rows = slice(start, start + step)
         scores = logits(queries[rows], table)
+        strengths = {  # the same for every weight
+            setting[1:]: rebuy_entries(sequences, users[rows], read[rows], len(table.bias), setting)
+            for setting in settings[: 1 + len(SCALES) * len(DECAYS)]
+        }
         for number, setting in enumerate(settings):
-            changed = scores.clone()
-            add_rebuy(changed, rebuy_entries(sequences, users[rows], read[rows], len(table.bias), setting), setting[0])
+            changed = add_rebuy(scores.clone(), strengths[setting[1:]], setting.weight)
             _, items = best_first(changed, min(K, len(table.bias)))
             hits, relevant = hits_and_relevant(items.cpu().numpy(), sequences, groups[rows])
             totals[number] += ndcg_and_hit_rate(hits, relevant)[0].sum()

@@ -73,6 +73,13 @@ def advance(policy: Generator, table: ItemTable, items: Tensor, states: Tensor) 
 
 
 @torch.no_grad()
+def follow(lagged: Generator, policy: Generator, *, lag: float) -> None:
+    """Move a rollout policy towards the generator; it keeps ``lag`` of itself."""
+    for slow, fast in zip(lagged.parameters(), policy.parameters(), strict=True):
+        slow.lerp_(fast, 1.0 - lag)
+
+
+@torch.no_grad()
 def generate(
     policy: Generator, table: ItemTable, queries: Tensor, states: Tensor, steps: int, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,18 @@ class Sequences:
         """(groups,) number of items in each group."""
         return np.diff(self.group_offsets)
 
+    def read_before(self, groups: Ints) -> tuple[Ints, Ints]:
+        """Return the user of each group (flat indexes, int64 (n,)), and how many groups of theirs come before it."""
+        users = np.searchsorted(self.user_offsets, groups, side="right") - 1
+        return users, groups - self.user_offsets[users]
+
+    def repeat_share(self) -> float:
+        """Return the share of events that repeat an item of their user."""
+        users, _ = self.read_before(np.arange(len(self.timestamps)))
+        known = self.items + 1  # 0 is an unknown item
+        pairs = np.repeat(users, self.group_sizes()) * (int(known.max(initial=0)) + 1) + known
+        return 1.0 - len(np.unique(pairs)) / len(pairs)
+
     def before(self, micros: int) -> Sequences:
         """Return only the groups strictly before a time; users stay, some with no group."""
         keep = self.timestamps < micros
@@ -91,6 +103,11 @@ class Windows:
         ends = np.cumsum(self.length[order])
         number = (ends - 1) // batch_steps
         yield from np.split(order, np.flatnonzero(np.diff(number)) + 1)
+
+    def endless_batches(self, batch_steps: int, rng: np.random.Generator) -> Iterator[Ints]:
+        """Yield :meth:`batches` again and again, each time in a new order."""
+        while True:
+            yield from self.batches(batch_steps, rng)
 
 
 @dataclass(frozen=True, eq=False)

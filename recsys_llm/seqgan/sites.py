@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from recsys_llm.seqgan.discriminator import RecentGroups
 from recsys_llm.seqgan.histories import Ints
 from recsys_llm.seqgan.sequences import Sequences, Windows, ranges
 from recsys_llm.seqgan.settings import SeqGANConfig
@@ -48,12 +48,10 @@ def real_continuations(sequences: Sequences, sites: Sites, horizon: int, rng: np
     return items
 
 
-def history_groups(
-    sequences: Sequences, sites: Sites, config: SeqGANConfig, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
-    """Return the last ``history_groups`` groups before each place, as ``Discriminator.read_history`` takes them."""
-    user = np.searchsorted(sequences.user_offsets, sites.first, side="right") - 1
-    count = np.minimum(sites.first - sequences.user_offsets[:-1][user], config.history_groups)
+def history_groups(sequences: Sequences, sites: Sites, config: SeqGANConfig, device: torch.device) -> RecentGroups:
+    """Return the last ``history_groups`` groups before each place."""
+    _, read = sequences.read_before(sites.first)
+    count = np.minimum(read, config.history_groups)
     group = ranges(sites.first - count, count)
     sizes = sequences.group_offsets[group + 1] - sequences.group_offsets[group]
     items = sequences.items[ranges(sequences.group_offsets[group], sizes)]
@@ -61,6 +59,5 @@ def history_groups(
     width = max(1, int(count.max()))
     row = np.repeat(np.arange(len(count)), count)
     place = row * width + ranges(width - count, count)
-    arrays = (torch.from_numpy(array).to(device) for array in (items, offsets, place))
-    flat_items, group_offsets, places = arrays
-    return flat_items, group_offsets, places, (len(count), width)
+    flat, group_offsets, places = (torch.from_numpy(array).to(device) for array in (items, offsets, place))
+    return RecentGroups(flat, group_offsets, places, (len(count), width))

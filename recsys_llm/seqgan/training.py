@@ -25,7 +25,7 @@ from recsys_llm.schema import EVENT_TIMESTAMP, ITEM_ID
 from recsys_llm.seqgan.adversarial import train_adversarially
 from recsys_llm.seqgan.checkpoint import Checkpoint, GeneratorName
 from recsys_llm.seqgan.devices import resolve_device
-from recsys_llm.seqgan.evaluation import Scores, sample_groups, score_generator, score_popularity
+from recsys_llm.seqgan.evaluation import Scores, sample_groups, score_generator, score_popularity, split_time
 from recsys_llm.seqgan.generator import Generator
 from recsys_llm.seqgan.histories import Histories, Ints, sorted_interactions
 from recsys_llm.seqgan.pretraining import copy_weights, pretrain
@@ -109,14 +109,14 @@ def _prepare(
     catalogue = () if item_vectors is None else item_vectors.item_ids
     vocabulary = Vocabulary.build(table[ITEM_ID], catalogue)
     everything = Sequences.encode(histories, vocabulary)
-    event_times = np.sort(np.repeat(everything.timestamps, everything.group_sizes()))
-    split = int(event_times[int(len(event_times) * (1.0 - config.validation_share))])
+    split = split_time(everything, config.validation_share)
     train_part = everything.before(split)
     if not len(train_part.timestamps):
-        raise TrainingError(f"expected events at two times or more before {until}, found {len(event_times)} at one")
+        raise TrainingError(
+            f"expected events at two times or more before {until}, found {len(everything.items)} at one"
+        )
     rng = np.random.default_rng(config.seed)
-    pairs = np.repeat(histories.group_users, everything.group_sizes()) * len(vocabulary) + everything.items
-    repeat_share = 1.0 - len(np.unique(pairs)) / len(pairs)
+    repeat_share = everything.repeat_share()
     return _Data(
         vocabulary=vocabulary,
         everything=everything,

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recsys_llm.bench.next_item_baselines import baseline_scores, cooccurrence_scorer, popularity_scorer
 from recsys_llm.bench.report import write_report
 from recsys_llm.bench.retrieval_report import mean_of, result_of, show_results
 from recsys_llm.bench.text_quality import QualitySettings, bench_text_quality
+from recsys_llm.bench.wordless_baselines import baseline_scores, cooccurrence_scorer, popularity_scorer
 from recsys_llm.config import load_config
 from recsys_llm.errors import DataError
 from recsys_llm.text.evaluation import NextItemPairs, evaluate_vectors

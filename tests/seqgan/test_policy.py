@@ -9,7 +9,7 @@ from torch import Tensor
 from recsys_llm.seqgan import losses
 from recsys_llm.seqgan.generator import Generator
 from recsys_llm.seqgan.losses import weighted_nll
-from recsys_llm.seqgan.policy import advantages, policy_gradient_loss
+from recsys_llm.seqgan.policy import Position, advantages, queries_gradient_loss
 from recsys_llm.seqgan.rollout import generate, rollout_rewards
 
 SEQUENCES = torch.tensor(list(itertools.product(range(4), repeat=3)))
@@ -58,7 +58,8 @@ def test_the_estimator_has_the_exact_policy_gradient_as_its_mean(toy: Generator,
             rollouts,
             rng,
         )
-        loss = policy_gradient_loss(toy, table, first, states, items, advantages(rewards, torch.ones_like(rewards) > 0))
+        queries = Position(toy, table, first, states).queries(items)
+        loss = queries_gradient_loss(queries, table, items, advantages(rewards, torch.ones_like(rewards) > 0))
         loss.backward()
         total -= flat_gradient(toy)
     estimate = total / 6
@@ -75,7 +76,9 @@ def test_positions_past_a_length_have_no_gradient(toy: Generator) -> None:
         first, states = after_start(toy, 2)
         valid = torch.tensor([[True, True, False], [True, True, True]])
         advantage = advantages(torch.rand(2, 3, generator=torch.Generator().manual_seed(5)).double(), valid)
-        policy_gradient_loss(toy, toy.item_table(), first, states, changed, advantage).backward()
+        table = toy.item_table()
+        queries = Position(toy, table, first, states).queries(changed)
+        queries_gradient_loss(queries, table, changed, advantage).backward()
         gradients.append(flat_gradient(toy))
     torch.testing.assert_close(gradients[0], gradients[1])
 
