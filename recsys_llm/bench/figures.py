@@ -48,6 +48,20 @@ def with_figures(text: str, reports: Path = REPORTS) -> str:
     return _TABLE.sub(table, text)
 
 
+def _ranking(reports: Path) -> str:
+    head = ["data", "ranker, baseline", "with learned features", "difference (95%)"]
+    rows = []
+    for data, label in _DATA_SETS.items():
+        report = _read(reports, f"quickstart_{data}")
+        lift, scores = report["lift"]["ndcg_at_10"], report["next_items"]
+        low, high = lift["ci95"]
+        difference = f"{lift['difference']:+.4f} ({low:+.4f} to {high:+.4f})"
+        ranker = [f"{lift['baseline']:.4f}", f"{lift['with_features']:.4f}", difference]
+        models = [f"{scores[name]['ndcg_at_10']:.4f}" for name in ("popularity", "mle", "adversarial")]
+        rows.append([label, *ranker, *models])
+    return _table([*head, "next items: popularity", "MLE", "adversarial"], rows)
+
+
 def _encoder_speed(reports: Path) -> str:
     texts = {
         "text_made_up": "400 made-up, median 40 words (`bench text`)",
@@ -102,6 +116,7 @@ def _read(reports: Path, name: str) -> Report:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
+    "ranking": _ranking,
     "encoder_speed": _encoder_speed,
     "text_quality": _text_quality,
 }

@@ -38,7 +38,7 @@ def test_a_table_follows_its_reports(tmp_path, monkeypatch):
 
 
 def test_unknown_tables_and_missing_reports_are_named(tmp_path):
-    with pytest.raises(DataError, match="unknown table 'speed'; known: encoder_speed"):
+    with pytest.raises(DataError, match="unknown table 'speed'; known: ranking"):
         with_figures("<!-- figures: speed -->\n<!-- /figures -->")
     with pytest.raises(DataError, match=r"text_made_up\.json: no such report"):
         with_figures(TABLE, tmp_path)
