@@ -107,6 +107,12 @@ class Generator(nn.Module):
         """Width of a state: the LSTM's h and c, and the running means."""
         return 2 * self.lstm.hidden_size + self.skip.shape[0]
 
+    def queries_of(self, states: Tensor) -> Tensor:
+        """Return the queries (n, E) after the steps that led to ``states`` (n, state_dim)."""
+        size = self.lstm.hidden_size
+        queries: Tensor = self.output(states[:, :size]) + states[:, 2 * size :] @ self.skip
+        return queries
+
     def forward(
         self, inputs: Tensor, state: Tensor | None = None, *, lengths: Tensor | None = None, dropout: float = 0.0
     ) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,12 @@ class NextItems:
         """Return the rows as list<float>, without what is past the last candidate."""
         return self._lists(pa.array(self.log_probs[self._present()], pa.float32()))
 
+    def take(self, rows: Ints) -> NextItems:
+        """Return some rows."""
+        centroid = None if self.centroid is None else self.centroid[rows]
+        lists = self.item_ids[rows], self.log_probs[rows], self.lengths[rows]
+        return NextItems(*lists, self.entropy[rows], centroid, self.queries[rows])
+
     def _present(self) -> npt.NDArray[np.bool_]:
         return np.asarray(np.arange(self.item_ids.shape[1]) < self.lengths[:, None])
 
@@ -111,20 +117,47 @@ def next_items(
         table = model.item_table()
         sequences, vectors = reading_side(checkpoint, model, table, histories, item_vectors)
         queries = queries_after(model, vectors, sequences, users[order], read[order])
-        keep = checkpoint.filter_seen if filter_seen is None else filter_seen
-        ranked = rank(
-            queries, table, sequences, users[order], read[order], k=top_n, filter_seen=keep, rebuy=model.rebuy
-        )
-    back = np.argsort(order)
-    items = ranked.items.cpu().numpy()[back]
+    found = predict(checkpoint, model, queries, sequences, users[order], read[order], top_n, filter_seen=filter_seen)
+    return found.take(np.argsort(order))
+
+
+@torch.no_grad()
+def predict(
+    checkpoint: Checkpoint,
+    model: Generator,
+    queries: Tensor,
+    sequences: Sequences,
+    users: Ints,
+    read: Ints,
+    top_n: int,
+    *,
+    filter_seen: bool | None = None,
+) -> NextItems:
+    """Return the next items after the first ``read[i]`` groups of ``users[i]``, in ascending order of users.
+
+    Parameters
+    ----------
+    model
+        A generator of the checkpoint.
+    queries : (n, E)
+        The model's, after those groups.
+    sequences
+        What the users have had.
+    top_n, filter_seen
+        As for :func:`next_items`.
+    """
+    table = model.item_table()
+    keep = checkpoint.filter_seen if filter_seen is None else filter_seen
+    ranked = rank(queries, table, sequences, users, read, k=top_n, filter_seen=keep, rebuy=model.rebuy)
+    items = ranked.items.cpu().numpy()
     names = np.array([*checkpoint.vocabulary.item_ids, None], object)  # index -1 is None
     return NextItems(
         item_ids=names[items],
-        log_probs=ranked.log_probs.cpu().numpy()[back],
+        log_probs=ranked.log_probs.cpu().numpy(),
         lengths=(items != UNKNOWN).sum(1),
-        entropy=ranked.entropy.cpu().numpy()[back],
-        centroid=None if checkpoint.text is None else _centroids(checkpoint.text, items),
-        queries=_with_columns(queries, torch.ones_like(ranked.log_totals), -ranked.log_totals)[back],
+        entropy=ranked.entropy.cpu().numpy(),
+        centroid=None if checkpoint.text is None else centroids(checkpoint.text, items),
+        queries=_with_columns(queries, torch.ones_like(ranked.log_totals), -ranked.log_totals),
     )
 
 
@@ -177,7 +210,8 @@ def reading_side(
     return sequences, torch.cat([table.vectors, added])
 
 
-def _centroids(text: npt.NDArray[np.float32], items: Ints) -> npt.NDArray[np.float32]:
+def centroids(text: npt.NDArray[np.float32], items: Ints) -> npt.NDArray[np.float32]:
+    """Return the mean text vector of each row's items (-1: none), scaled to length 1; zero if none has text."""
     padded = np.concatenate([text, np.zeros((1, text.shape[1]), np.float32)])  # index -1 is the zero vector
     out = np.empty((len(items), text.shape[1]), np.float32)
     for start in range(0, len(items), ROWS):

@@ -28,6 +28,14 @@ class Rebuy(NamedTuple):
     scale: float = 1.0
     decay: float = 0.0
 
+    @property
+    def horizon(self) -> int:
+        """Groups that count: an older one would add less than :data:`FAINT`.
+
+        Without a limit, a backfill of long histories would cost their square.
+        """
+        return 1 + int(max(0.0, math.log(FAINT / self.scale) / math.log(self.decay))) if self.decay > 0 else 1
+
 
 class Ranked(NamedTuple):
     """The best items of n rows, best first."""
@@ -130,9 +138,7 @@ def rebuy_entries(sequences: Sequences, users: Ints, read: Ints, items: int, set
         ``log(1 + scale * sum of decay ** age)``.
     """
     _, scale, decay = setting
-    # Older groups would add less than FAINT: without a limit, a backfill of long histories would cost their square.
-    horizon = 1 + int(max(0.0, math.log(FAINT / scale) / math.log(decay))) if decay > 0 else 1
-    count = np.minimum(read, horizon)
+    count = np.minimum(read, setting.horizon)
     group = ranges(sequences.user_offsets[users] + read - count, count)
     row = np.repeat(np.arange(len(users)), count)
     age = ranges(np.zeros(len(count), np.int64), count)

@@ -1,6 +1,7 @@
 """One forward pass over whole histories: the generator's query after any number of groups of any user.
 
-Histories are read in segments with the state carried on, so that memory doesn't grow with their length.
+Histories are read in segments with the state carried on, so that memory doesn't grow with their length. What is read
+later goes on from the state.
 """
 
 from __future__ import annotations
@@ -69,6 +70,40 @@ def _read_lanes(
             low, high = np.searchsorted(read, [start, start + width])
             if high > low:
                 out[torch.from_numpy(rows[low:high])] = queries[lane, torch.from_numpy(read[low:high] - start)]
+
+
+@torch.no_grad()
+def opening_state(generator: Generator) -> Tensor:
+    """Return the state before the first group of any history, (state_dim,)."""
+    _, state = generator(generator.start.view(1, 1, -1))
+    return state[0]
+
+
+@torch.no_grad()
+def read_on(generator: Generator, vectors: Tensor, sequences: Sequences, states: Tensor) -> Tensor:
+    """Read all groups of every user, going on from their states, and return the states after it, (n, state_dim).
+
+    Parameters
+    ----------
+    vectors : (V or more, E)
+        Item vectors that ``sequences.items`` points into.
+    sequences
+        n users, each with a group or more.
+    states : (n, state_dim)
+        Before those groups: :func:`opening_state`, or what an earlier call returned.
+    """
+    steps = np.diff(sequences.user_offsets) + 1  # the start vector, step 0, has been read
+    states = states.clone()
+    longest_first = np.argsort(-steps, kind="stable")
+    for lane in range(0, len(steps), LANES):
+        users = longest_first[lane : lane + LANES]
+        for start in range(1, int(steps[users[0]]), SEGMENT):
+            active = users[steps[users] > start]
+            lengths = np.minimum(steps[active] - start, SEGMENT)
+            inputs = segment_inputs(generator, vectors, sequences, active, steps[active], start, int(lengths[0]))
+            rows = torch.from_numpy(active)
+            _, states[rows] = generator(inputs, states[rows], lengths=torch.from_numpy(lengths))
+    return states
 
 
 def segment_inputs(

@@ -13,7 +13,7 @@ import torch
 
 from recsys_llm.seqgan import Checkpoint, Histories, Vocabulary, next_items, train
 from recsys_llm.seqgan.generator import Generator
-from recsys_llm.seqgan.ranking import FAINT, add_rebuy, rank, rebuy_entries
+from recsys_llm.seqgan.ranking import FAINT, Rebuy, add_rebuy, rank, rebuy_entries
 from recsys_llm.seqgan.rebuy import fit_rebuy
 from recsys_llm.seqgan.sequences import Sequences
 from tests.seqgan.seqgan_data import SMALL, START, table
@@ -47,7 +47,7 @@ def test_entries_are_those_of_a_plain_loop() -> None:
     sequences = encoded(favourites(users=5))
     users, read = np.array([0, 0, 2, 4, 4]), np.array([0, 5, 12, 1, 12])
     for _, scale, decay in ((1.0, 20.0, 0.85), (1.0, 5.0, 0.5)):
-        flat, strength = rebuy_entries(sequences, users, read, 40, (1.0, scale, decay))
+        flat, strength = rebuy_entries(sequences, users, read, 40, Rebuy(1.0, scale, decay))
         found = torch.zeros(5, 40)
         add_rebuy(found, (flat, strength), 2.0)
         for row, (user, count) in enumerate(zip(users, read, strict=True)):
