@@ -24,6 +24,7 @@ def parts(view: str) -> FileSource:
 item_text_embedding_parts = parts(schema.ITEM_TEXT_EMBEDDING)
 user_text_embedding_parts = parts(schema.USER_TEXT_EMBEDDING)
 user_next_items_parts = parts(schema.USER_NEXT_ITEMS)
+user_states_parts = parts(schema.USER_STATES)
 item_next_vectors_parts = parts(schema.ITEM_NEXT_VECTORS)
 item_stats_parts = parts(schema.ITEM_STATS)
 user_stats_parts = parts(schema.USER_STATS)

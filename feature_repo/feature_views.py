@@ -10,12 +10,13 @@ from data_sources import (
     item_stats_parts,
     item_text_embedding_parts,
     user_next_items_parts,
+    user_states_parts,
     user_stats_parts,
     user_text_embedding_parts,
 )
 from entities import item, user
 from feast import FeatureView, Field
-from feast.types import Array, Float32, Int64, String
+from feast.types import Array, Bool, Float32, Int64, String
 
 from recsys_llm import schema
 
@@ -53,7 +54,8 @@ user_text_embedding = FeatureView(
     tags=schema.producer_tag(schema.TEXT_EMBEDDING, source="interactions", model="minilm_v1"),
 )
 
-# What a user will want next, most likely first; how sure the model is; the mean text vector of the list.
+# What a user will want next, most likely first; how sure the model is; the mean text vector of the list. Users without
+# a history are given what their segment or everyone liked lately: is_fallback, and provenance says which.
 user_next_items = FeatureView(
     name=schema.USER_NEXT_ITEMS,
     entities=[user],
@@ -65,10 +67,29 @@ user_next_items = FeatureView(
         Field(name=schema.ENTROPY, dtype=Float32),
         Field(name=schema.CENTROID, dtype=Array(Float32)),
         Field(name=schema.NEXT_QUERY, dtype=Array(Float32)),
+        Field(name=schema.MODEL_TRAINED_UNTIL, dtype=String),
+        Field(name=schema.PROVENANCE, dtype=String),
+        Field(name=schema.IS_FALLBACK, dtype=Bool),
         Field(name=schema.ROW_ID, dtype=Int64),
     ],
     source=user_next_items_parts,
     tags=schema.producer_tag(schema.NEXT_ITEMS, source="interactions", model="seqgan_v1"),
+)
+
+# Where the model is after a user's history: recsys_llm.streaming goes on from there with each new event.
+user_states = FeatureView(
+    name=schema.USER_STATES,
+    entities=[user],
+    ttl=NEVER_EXPIRES,
+    schema=[
+        Field(name=schema.USER_ID, dtype=String),
+        Field(name=schema.STATE, dtype=Array(Float32)),
+        Field(name=schema.HAD_ITEMS, dtype=Array(Int64)),
+        Field(name=schema.HAD_GROUPS, dtype=Array(Int64)),
+        Field(name=schema.NEWEST_EVENT, dtype=Int64),
+    ],
+    source=user_states_parts,
+    tags=schema.producer_tag(schema.SEQUENCE_STATES, source="interactions", model="seqgan_v1"),
 )
 
 # With a user's next_query: the log-probability that an item comes next, of any candidate.

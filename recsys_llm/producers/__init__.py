@@ -11,13 +11,15 @@ from recsys_llm.errors import ConfigError, did_you_mean
 from recsys_llm.producers.base import Producer, ProducerTag
 from recsys_llm.producers.item_statistics import ItemStatistics
 from recsys_llm.producers.ledger import Ledger
-from recsys_llm.producers.next_items import NextItems, NextVectors
+from recsys_llm.producers.next_items import NextItems
+from recsys_llm.producers.next_vectors import NextVectors
 from recsys_llm.producers.parts import Parts
 from recsys_llm.producers.pipeline import Summary, plan, produce
+from recsys_llm.producers.sequence_states import SequenceStates
 from recsys_llm.producers.text_embedding import ItemTextEmbedding, UserTextEmbedding
 from recsys_llm.producers.user_statistics import UserStatistics
-from recsys_llm.schema import ITEM_STATISTICS, NEXT_ITEMS, NEXT_VECTORS, TEXT_EMBEDDING
-from recsys_llm.seqgan import Checkpoint
+from recsys_llm.schema import ITEM_STATISTICS, NEXT_ITEMS, NEXT_VECTORS, SEQUENCE_STATES, TEXT_EMBEDDING
+from recsys_llm.seqgan.rolling import RollingModel
 from recsys_llm.text import TextEncoder
 
 _Settings = TypeVar("_Settings")
@@ -52,12 +54,12 @@ def open_producer(view: str, tag: ProducerTag, config: Config, *, device: str = 
         return (ItemTextEmbedding if tag.source == "items" else UserTextEmbedding)(config, settings, encoder)
     if tag.source != "interactions":
         raise ConfigError(f"view {view}: producer {tag.producer!r} reads 'interactions', its tag says {tag.source!r}")
-    if tag.producer in (NEXT_ITEMS, NEXT_VECTORS):
+    if tag.producer in (NEXT_ITEMS, NEXT_VECTORS, SEQUENCE_STATES):
         model = _model(view, tag, config.sequence_models, "sequence_models")
-        checkpoint = Checkpoint.load(config.path(model.checkpoint))
+        models = RollingModel.load(config.path(model.checkpoint))
         if tag.producer == NEXT_VECTORS:
-            return NextVectors(config, model, checkpoint)
-        return NextItems(config, model, checkpoint, device=device)
+            return NextVectors(config, model, models)
+        return (NextItems if tag.producer == NEXT_ITEMS else SequenceStates)(config, model, models, device=device)
     return ItemStatistics(config) if tag.producer == ITEM_STATISTICS else UserStatistics(config)
 
 

@@ -1,10 +1,10 @@
-"""What a trained SeqGAN says of users and items: the next items of each user, and vectors that score any item."""
+"""What a trained SeqGAN says of users: the next items of each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from hashlib import blake2b
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -13,60 +13,63 @@ from recsys_llm.config import Config, SequenceModelConfig
 from recsys_llm.producers.arrays import list_array
 from recsys_llm.producers.base import Due
 from recsys_llm.producers.cutoff import check_cutoff
-from recsys_llm.producers.hashing import HASH_BYTES, content_hashes, fingerprint_of
-from recsys_llm.producers.user_rows import UserRows, new_events, user_rows, whole_users
+from recsys_llm.producers.hashing import content_hashes
+from recsys_llm.producers.over_histories import OverHistories, model_manifest
+from recsys_llm.producers.popular_items import Popular, popular_items
+from recsys_llm.producers.user_rows import refuse_reserved, user_rows, whole_users
 from recsys_llm.schema import (
     CENTROID,
     CONTENT_HASH,
     ENTROPY,
     EVENT_TIMESTAMP,
-    ITEM_ID,
+    HISTORY,
+    IS_FALLBACK,
     ITEM_IDS,
     LOG_PROBS,
+    MODEL_TRAINED_UNTIL,
     NEXT_QUERY,
-    NEXT_VECTOR,
+    PROVENANCE,
     ROW_ID,
     USER_ID,
 )
-from recsys_llm.seqgan import Checkpoint, Histories, next_items, scoring_vectors
+from recsys_llm.seqgan import Checkpoint, next_items
+from recsys_llm.seqgan.prediction import NextItems as Predicted
+from recsys_llm.seqgan.prediction import centroids
+from recsys_llm.seqgan.rolling import RollingModel, Span
 from recsys_llm.timestamps import TIMESTAMP, parse_granularity
 
-_FIRST = "first"
-_END = "end"
-_PLACE = "place"
+_MODEL = "model"
 
 
-class NextItems:
+class NextItems(OverHistories):
     """A user's most likely next items after each group of tied events.
 
-    A row computed from events up to a time before the model's training cut-off is stamped at the cut-off: from then
-    on the model may be used, and each user has the row that was newest by then.
+    A row computed from events up to a time before its model's training cut-off is stamped at the cut-off: from then
+    on the model may be used, and each user has the row that was newest by then. Reserved user ids hold what users
+    without a history are given: the most liked items of a segment, or of everyone, night by night.
     """
 
-    join_key = USER_ID
-    unit = "rows"
+    features = pa.schema(
+        [
+            pa.field(ITEM_IDS, pa.list_(pa.string())),
+            pa.field(LOG_PROBS, pa.list_(pa.float32())),
+            pa.field(ENTROPY, pa.float32()),
+            pa.field(CENTROID, pa.list_(pa.float32())),
+            pa.field(NEXT_QUERY, pa.list_(pa.float32())),
+            pa.field(MODEL_TRAINED_UNTIL, pa.string()),
+            pa.field(PROVENANCE, pa.string()),
+            pa.field(IS_FALLBACK, pa.bool_()),
+            pa.field(ROW_ID, pa.int64()),
+        ]
+    )
 
-    def __init__(self, config: Config, settings: SequenceModelConfig, checkpoint: Checkpoint, *, device: str) -> None:
-        self.config = config
-        self.settings = settings
-        self.checkpoint = checkpoint
-        self.device = device
-        self.chunk_rows = config.chunk_rows
-        self.features = pa.schema(
-            [
-                pa.field(ITEM_IDS, pa.list_(pa.string())),
-                pa.field(LOG_PROBS, pa.list_(pa.float32())),
-                pa.field(ENTROPY, pa.float32()),
-                pa.field(CENTROID, pa.list_(pa.float32())),
-                pa.field(NEXT_QUERY, pa.list_(pa.float32())),
-                pa.field(ROW_ID, pa.int64()),
-            ]
-        )
-        self.filter_seen = checkpoint.filter_seen if settings.filter_seen is None else settings.filter_seen
+    def __init__(self, config: Config, settings: SequenceModelConfig, models: RollingModel, *, device: str) -> None:
+        super().__init__(config, settings, models, device=device)
         asked = {"top_n": settings.top_n, "granularity": settings.granularity, "filter_seen": self.filter_seen}
-        self.manifest = _manifest(checkpoint, features=self.features.names, **asked)
-        if checkpoint.encoder_fingerprint is not None:
-            self.manifest["encoder_fingerprint"] = checkpoint.encoder_fingerprint
+        cold = {"cold_start_days": settings.cold_start_days, "cold_start_users": settings.cold_start_users}
+        self.manifest = model_manifest(models, features=self.features.names, **asked, **cold)
+        if models.newest.encoder_fingerprint is not None:
+            self.manifest["encoder_fingerprint"] = models.newest.encoder_fingerprint
 
     def inputs(self, start: datetime, end: datetime) -> Iterator[Due]:
         """Yield the predictions due in (start, end].
@@ -74,116 +77,105 @@ class NextItems:
         Raises
         ------
         LeakageError
-            ``end`` lies before the model's training cut-off, so every row would come from its own future.
+            ``end`` lies before the first training cut-off, so every row would come from its own future.
+        RowError
+            A user has a reserved id.
         """
-        trained_until = self.checkpoint.trained_until
-        check_cutoff(self.settings.checkpoint, trained_until, end)
+        check_cutoff(self.settings.checkpoint, self.models.checkpoints[0].trained_until, end)
         period = parse_granularity(self.settings.granularity)
+        spans = list(self.models.spans(start, end))
         for events in whole_users(self.config, end):
-            rows = user_rows(events, period=period, start=start, end=end, not_before=trained_until)
-            if len(rows.stamp):
-                yield self._due(events, rows)
+            refuse_reserved(events.column(USER_ID).unique().to_pylist(), "sources.interactions")
+            for span in spans:
+                cutoff = self.models.checkpoints[span.number].trained_until
+                rows = user_rows(events, period=period, start=span.start, end=span.end, not_before=cutoff)
+                if len(rows.stamp):
+                    yield self.due(events, rows, span.number, self.manifest["fingerprint"])
+        for span in spans:
+            yield from self._cold_users(span)
 
     def compute(self, rows: pa.RecordBatch, events: pa.RecordBatch | None) -> pa.RecordBatch:
         """Predict after the prefix of ``events`` that each row names; one pass over each user's events."""
-        assert events is not None  # inputs() always hands them over
-        first, end = rows.column(_FIRST).to_numpy(), rows.column(_END).to_numpy()
-        low, high = int(first.min()), int(end.max())
-        histories = Histories.from_interactions(pa.Table.from_batches([events.slice(low, high - low)]))
-        positions = np.searchsorted(histories.group_offsets, end - 1 - low, side="right") - 1
+        checkpoint = self.models.checkpoints[self.model_of(rows)]
+        if events is None:
+            return self._of_popular(rows, checkpoint)
+        histories, positions = self.histories(rows, events)
         predicted = next_items(
-            self.checkpoint,
+            checkpoint,
             histories,
             positions,
             self.settings.top_n,
             filter_seen=self.filter_seen,
             device=self.device,
         )
-        no_centroids = pa.nulls(rows.num_rows, pa.list_(pa.float32()))
-        centroids = no_centroids if predicted.centroid is None else list_array(predicted.centroid)
-        lists, queries = (predicted.item_lists(), predicted.log_prob_lists()), list_array(predicted.queries)
-        columns = [*lists, pa.array(predicted.entropy), centroids, queries]
-        return pa.RecordBatch.from_arrays(columns, names=[ITEM_IDS, LOG_PROBS, ENTROPY, CENTROID, NEXT_QUERY])
+        return self.columns(predicted, checkpoint)
 
-    def cost(self, rows: pa.RecordBatch) -> int:
-        """Return the number of rows."""
-        return int(rows.num_rows)
+    def columns(self, predicted: Predicted, checkpoint: Checkpoint) -> pa.RecordBatch:
+        """Return predictions from histories as feature columns, without the row id."""
+        count = len(predicted.lengths)
+        no_centroids = pa.nulls(count, pa.list_(pa.float32()))
+        return self._batch(
+            {
+                ITEM_IDS: predicted.item_lists(),
+                LOG_PROBS: predicted.log_prob_lists(),
+                ENTROPY: pa.array(predicted.entropy),
+                CENTROID: no_centroids if predicted.centroid is None else list_array(predicted.centroid),
+                NEXT_QUERY: list_array(predicted.queries),
+                MODEL_TRAINED_UNTIL: pa.array([checkpoint.trained_until.isoformat()] * count),
+                PROVENANCE: pa.array([HISTORY] * count),
+                IS_FALLBACK: pa.array([False] * count),
+            }
+        )
 
-    def _due(self, events: pa.RecordBatch, rows: UserRows) -> Due:
-        keys = events.column(USER_ID).take(pa.array(rows.first))
-        stamps = pa.array(rows.stamp, pa.int64()).cast(TIMESTAMP)
-        hashes = content_hashes(self.manifest["fingerprint"], [keys, stamps, _prefix_hashes(events, rows)])
-        columns = {
-            USER_ID: keys,
-            EVENT_TIMESTAMP: stamps,
-            _FIRST: pa.array(rows.first),
-            _END: pa.array(rows.end),
-            CONTENT_HASH: hashes,
-        }
-        return Due(pa.RecordBatch.from_pydict(columns), events)
-
-
-class NextVectors:
-    """A vector of each item of the model's vocabulary, stamped at the model's training cut-off.
-
-    With a user's ``next_query``, it gives the log-probability that the item comes next: of any candidate, not only of
-    those in the user's list.
-    """
-
-    join_key = ITEM_ID
-    unit = "rows"
-    features = pa.schema([pa.field(NEXT_VECTOR, pa.list_(pa.float32())), pa.field(ROW_ID, pa.int64())])
-
-    def __init__(self, config: Config, settings: SequenceModelConfig, checkpoint: Checkpoint) -> None:
-        self.settings = settings
-        self.checkpoint = checkpoint
-        self.chunk_rows = config.chunk_rows
-        self.manifest = _manifest(checkpoint, features=self.features.names)
-        self._vectors = scoring_vectors(checkpoint)
-
-    def inputs(self, start: datetime, end: datetime) -> Iterator[Due]:
-        """Yield all items if the training cut-off lies in (start, end].
-
-        Raises
-        ------
-        LeakageError
-            ``end`` lies before the model's training cut-off.
-        """
-        trained_until = self.checkpoint.trained_until
-        check_cutoff(self.settings.checkpoint, trained_until, end)
-        if start >= trained_until:
+    def _cold_users(self, span: Span) -> Iterator[Due]:
+        if not self.settings.cold_start_days:
             return
-        items = pa.array(self.checkpoint.vocabulary.item_ids, pa.string())
-        stamps = pa.repeat(pa.scalar(trained_until, TIMESTAMP), len(items))
-        hashes = content_hashes(self.manifest["fingerprint"], [items, stamps])
-        columns = {ITEM_ID: items, EVENT_TIMESTAMP: stamps, CONTENT_HASH: hashes, _PLACE: pa.array(range(len(items)))}
-        yield Due(pa.RecordBatch.from_pydict(columns))
+        found = popular_items(
+            self.config,
+            days=self.settings.cold_start_days,
+            count=self.settings.top_n,
+            least_users=self.settings.cold_start_users,
+            start=span.start,
+            end=span.end,
+            not_before=self.models.checkpoints[span.number].trained_until,
+        )
+        while some := list(islice(found, self.chunk_rows)):
+            yield self._popular(some, span.number)
 
-    def compute(self, rows: pa.RecordBatch, events: pa.RecordBatch | None) -> pa.RecordBatch:
-        """Return the vectors of ``rows``."""
-        vectors = self._vectors[rows.column(_PLACE).to_numpy()]
-        return pa.RecordBatch.from_arrays([list_array(vectors)], names=[NEXT_VECTOR])
+    def _popular(self, rows: list[Popular], model: int) -> Due:
+        columns = {
+            USER_ID: pa.array([row.user for row in rows]),
+            EVENT_TIMESTAMP: pa.array([row.stamp for row in rows], pa.int64()).cast(TIMESTAMP),
+            ITEM_IDS: pa.array([row.items for row in rows], pa.list_(pa.string())),
+            LOG_PROBS: pa.array([np.log(row.shares) for row in rows], pa.list_(pa.float32())),
+            ENTROPY: pa.array([row.entropy for row in rows], pa.float32()),
+            PROVENANCE: pa.array([row.provenance for row in rows]),
+        }
+        hashes = content_hashes(self.manifest["fingerprint"], columns.values())
+        columns |= {_MODEL: pa.array([model] * len(rows)), CONTENT_HASH: hashes}
+        return Due(pa.RecordBatch.from_pydict(columns))
 
-    def cost(self, rows: pa.RecordBatch) -> int:
-        """Return the number of rows."""
-        return int(rows.num_rows)
+    def _of_popular(self, rows: pa.RecordBatch, checkpoint: Checkpoint) -> pa.RecordBatch:
+        """Return rows of popular items as feature columns: no model made them, so none can score other items."""
+        count = rows.num_rows
+        lists = rows.column(ITEM_IDS)
+        columns = {name: rows.column(name) for name in (ITEM_IDS, LOG_PROBS, ENTROPY, PROVENANCE)}
+        centroid = pa.nulls(count, pa.list_(pa.float32()))
+        if checkpoint.text is not None:
+            padded = np.full((count, self.settings.top_n), -1)
+            for row, items in enumerate(lists):
+                padded[row, : len(items)] = checkpoint.vocabulary.encode(items.values)
+            centroid = list_array(centroids(checkpoint.text, padded))
+        return self._batch(
+            {
+                **columns,
+                CENTROID: centroid,
+                NEXT_QUERY: pa.nulls(count, pa.list_(pa.float32())),
+                MODEL_TRAINED_UNTIL: pa.nulls(count, pa.string()),
+                IS_FALLBACK: pa.array([True] * count),
+            }
+        )
 
-
-def _manifest(checkpoint: Checkpoint, **settings: object) -> dict[str, str]:
-    fingerprint = fingerprint_of({"checkpoint": checkpoint.fingerprint, **settings})
-    return {"fingerprint": fingerprint, "sequence_fingerprint": checkpoint.fingerprint}
-
-
-def _prefix_hashes(events: pa.RecordBatch, rows: UserRows) -> pa.Array:
-    """Return the hash of the events from each row's first to its newest; each event is hashed once."""
-    items = events.column(ITEM_ID).to_pylist()
-    times = events.column(EVENT_TIMESTAMP).cast(pa.int64()).to_pylist()
-    digests: list[bytes] = []
-    running = blake2b(digest_size=HASH_BYTES)
-    for is_new_user, events_since in new_events(rows):
-        if is_new_user:
-            running = blake2b(digest_size=HASH_BYTES)
-        for event in events_since:
-            running.update(f"{times[event]}\x1f{items[event]}\x1e".encode())
-        digests.append(running.digest())
-    return pa.array(digests, pa.binary(HASH_BYTES))
+    def _batch(self, columns: dict[str, pa.Array]) -> pa.RecordBatch:
+        names = [name for name in self.features.names if name != ROW_ID]
+        return pa.RecordBatch.from_arrays([columns[name] for name in names], names=names)

@@ -37,6 +37,10 @@ class Popular(NamedTuple):
     """Microseconds since the epoch; all likes that count are earlier."""
     items: list[str]
     """Most liked first."""
+    shares: list[float]
+    """Of all likes that count, those of each item."""
+    entropy: float
+    """Of the likes over items, nats."""
     provenance: str
     """``segment`` or ``global``."""
 
@@ -120,21 +124,24 @@ class _Likes:
         _, items, segments, users = self._held[:, low:high]
         if not len(items):
             return
-        yield Popular(GLOBAL_USER, stamp, self._top(items), GLOBAL)
+        yield Popular(GLOBAL_USER, stamp, *self._top(items), GLOBAL)
         changed = np.unique(segments if is_cutoff else self._held[2, day:high])
         names = sorted((self._segments.known[number], number) for number in changed.tolist() if number >= 0)
         for name, number in names:
             inside = segments == number
             if len(np.unique(users[inside])) >= self.least_users:
-                yield Popular(segment_user(name), stamp, self._top(items[inside]), SEGMENT)
+                yield Popular(segment_user(name), stamp, *self._top(items[inside]), SEGMENT)
 
-    def _top(self, items: IntArray) -> list[str]:
+    def _top(self, items: IntArray) -> tuple[list[str], list[float], float]:
+        """Return the most frequent items, their shares, and the entropy of all."""
         found, counts = np.unique(items, return_counts=True)
+        every = counts / len(items)
         if len(found) > self.count:
             enough = counts >= np.partition(counts, -self.count)[-self.count]
             found, counts = found[enough], counts[enough]
         ranked = sorted((-likes, self._items.known[item]) for item, likes in zip(found, counts, strict=True))
-        return [name for _, name in ranked[: self.count]]
+        best = ranked[: self.count]
+        return [name for _, name in best], [-likes / len(items) for likes, _ in best], float(-(every @ np.log(every)))
 
 
 class _Names:

@@ -182,9 +182,9 @@ class UserTextEmbedding(_TextEmbedding):
             not_before=self.encoder.trained_until,
         )
         while some := list(islice(found, self.chunk_rows)):
-            users, stamps, _, _ = zip(*some, strict=True)
+            users, stamps = pa.array([row.user for row in some]), pa.array([row.stamp for row in some], pa.int64())
             made = [(texts.of_items(row.items, row.stamp), row.provenance) for row in some]
-            yield self._known(pa.array(users, pa.string()), pa.array(stamps, pa.int64()), made)
+            yield self._known(users, stamps, made)
 
     def _known(self, users: pa.Array, stamps: pa.Array, made: list[tuple[str, str]]) -> Due:
         """Return the rows with a text."""

@@ -7,7 +7,7 @@ period's end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_llm.config import Config
-from recsys_llm.schema import EVENT_TIMESTAMP, USER_ID
+from recsys_llm.errors import RowError
+from recsys_llm.schema import EVENT_TIMESTAMP, GLOBAL_USER, SEGMENT_USER, USER_ID
 from recsys_llm.sources import tables, whole_keys
 from recsys_llm.timestamps import to_micros, valid_from
 
@@ -157,3 +158,19 @@ def new_events(rows: UserRows) -> Iterator[tuple[bool, range]]:
             user_first, position = first, first
         yield is_new_user, range(position, end)
         position = end
+
+
+def refuse_reserved(users: Iterable[str], source: str) -> None:
+    """Refuse users whose ids are kept for the rows of cold users.
+
+    Raises
+    ------
+    RowError
+        The message names the user and ``source``.
+    """
+    for user in users:
+        if user == GLOBAL_USER or user.startswith(SEGMENT_USER):
+            raise RowError(
+                f"{source}: user {user!r} has an id that is reserved for rows of cold users ({GLOBAL_USER!r}, "
+                f"{SEGMENT_USER!r}...); give that user another id in the source"
+            )

@@ -10,9 +10,9 @@ from itertools import islice
 import pyarrow as pa
 
 from recsys_llm.config import Config, TextEncoderConfig
-from recsys_llm.errors import RowError
 from recsys_llm.producers.timeline import Timeline
-from recsys_llm.schema import EVENT_TIMESTAMP, GLOBAL_USER, HISTORY, ITEM_ID, PROFILE, SEGMENT_USER, USER_ID
+from recsys_llm.producers.user_rows import refuse_reserved
+from recsys_llm.schema import EVENT_TIMESTAMP, HISTORY, ITEM_ID, PROFILE, USER_ID
 from recsys_llm.sources import tables
 from recsys_llm.text import TextEncoder, item_documents, one_line, user_document
 from recsys_llm.text.documents import LONGEST_TOKEN, SEPARATOR
@@ -42,7 +42,7 @@ class UserTexts:
         self._cost = cost
         self._titles, self._words, self._profiles = titles, words, profiles
         self._unseen = dict.fromkeys([*profiles.times(), *words.times()])
-        _refuse_reserved(self._unseen, "sources.users or sources.user_words")
+        refuse_reserved(self._unseen, "sources.users or sources.user_words")
 
     @classmethod
     def read(cls, config: Config, settings: TextEncoderConfig, encoder: TextEncoder, end: datetime) -> UserTexts:
@@ -69,7 +69,7 @@ class UserTexts:
             A user has a reserved id.
         """
         names = users.unique().to_pylist()
-        _refuse_reserved(names, "sources.interactions")
+        refuse_reserved(names, "sources.interactions")
         for name in names:
             self._unseen.pop(name, None)
         return self._changes(names)
@@ -143,12 +143,3 @@ def _entry_cost(encoder: TextEncoder) -> Callable[[str], int]:
         return encoder.count_tokens([SEPARATOR + entry]) - special
 
     return cost
-
-
-def _refuse_reserved(users: Iterable[str], source: str) -> None:
-    for user in users:
-        if user == GLOBAL_USER or user.startswith(SEGMENT_USER):
-            raise RowError(
-                f"{source}: user {user!r} has an id that is reserved for rows of cold users ({GLOBAL_USER!r}, "
-                f"{SEGMENT_USER!r}...); give that user another id in the source"
-            )

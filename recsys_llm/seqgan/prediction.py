@@ -117,8 +117,9 @@ def next_items(
         table = model.item_table()
         sequences, vectors = reading_side(checkpoint, model, table, histories, item_vectors)
         queries = queries_after(model, vectors, sequences, users[order], read[order])
-    found = predict(checkpoint, model, queries, sequences, users[order], read[order], top_n, filter_seen=filter_seen)
-    return found.take(np.argsort(order))
+    rows = users[order], read[order]
+    predicted = predict(checkpoint, model, queries, sequences, *rows, top_n, filter_seen=filter_seen)
+    return predicted.take(np.argsort(order))
 
 
 @torch.no_grad()

@@ -75,7 +75,7 @@ def _read_lanes(
 @torch.no_grad()
 def opening_state(generator: Generator) -> Tensor:
     """Return the state before the first group of any history, (state_dim,)."""
-    _, state = generator(generator.start.view(1, 1, -1))
+    state: Tensor = generator(generator.start.view(1, 1, -1))[1]
     return state[0]
 
 

@@ -1,24 +1,16 @@
-"""``recsys_llm.yaml``: what the engine computes features from.
-
-Typed and frozen. ``${VAR}`` is expanded from the environment, relative paths start at the feature repository. Unknown
-keys and values out of range are refused with file, key and what would be right.
-"""
+"""The sections of ``recsys_llm.yaml``, typed and frozen."""
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from recsys_llm.errors import ConfigError, did_you_mean
+from recsys_llm.errors import ConfigError
 from recsys_llm.schema import CATEGORY, EVENT_TIMESTAMP, ITEM_ID, NAME_PATTERN, USER_ID
 from recsys_llm.timestamps import parse_granularity
 
-FILE_NAME = "recsys_llm.yaml"
 SPECIAL_TOKENS = 2
 """That a BERT-family encoder puts around a text."""
 
@@ -155,7 +147,14 @@ class UserTokensConfig(_Section):
     """null: what the other two leave."""
 
 
-class UserDocumentConfig(_Section):
+class _ColdStart(_Section):
+    cold_start_days: int = Field(default=30, ge=0, le=3650)
+    """Days whose most liked items make the nightly rows of each segment and of everyone, for cold users; 0: none."""
+    cold_start_users: int = Field(default=5, ge=1, le=100_000)
+    """A segment whose likes of these days are of fewer users has no row: it would show what they like."""
+
+
+class UserDocumentConfig(_ColdStart):
     """How a user's profile and history become a text."""
 
     granularity: Granularity = "1d"
@@ -169,10 +168,6 @@ class UserDocumentConfig(_Section):
     profile_template: str | None = None
     """The profile in a user's text, from columns of ``users``; null: none of it."""
     tokens: UserTokensConfig = UserTokensConfig()
-    cold_start_days: int = Field(default=30, ge=0, le=3650)
-    """Days whose most liked items make the nightly text of each segment and of everyone; 0: no such rows."""
-    cold_start_users: int = Field(default=5, ge=1, le=100_000)
-    """A segment whose likes of these days are of fewer users has no row: it would show what they like."""
 
 
 class TextEncoderConfig(_Section):
@@ -208,7 +203,7 @@ class TextEncoderConfig(_Section):
         return self
 
 
-class SequenceModelConfig(_Section):
+class SequenceModelConfig(_ColdStart):
     """A trained SeqGAN and how it is asked."""
 
     checkpoint: str
@@ -256,95 +251,3 @@ class Config(_Section):
     def path(self, relative: str) -> Path:
         """Return ``relative`` as an absolute path, starting at the feature repository."""
         return (self.root / relative).resolve()
-
-
-def load_config(repository: Path | str) -> Config:
-    """Read ``recsys_llm.yaml`` of a feature repository.
-
-    Raises
-    ------
-    ConfigError
-        The file is missing, is no mapping, has an unknown key or a value out of range; all are named at once.
-    """
-    root = Path(repository).resolve()
-    file = root / FILE_NAME
-    if not file.is_file():
-        raise ConfigError(f"{file}: not found; run `recsys-llm init {root}` to make a feature repository")
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{file}: expected a mapping with the key 'sources', found {type(raw).__name__}")
-    if "root" in raw:
-        raise ConfigError(f"{file}: unknown key 'root'; known: {', '.join(_file_keys())}")
-    try:
-        config = Config.model_validate({**_expand(raw, file), "root": root})
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(file, raw, problem) for problem in error.errors())) from None
-    return config.model_copy(update={"ledger": absolute_sqlite_url(config.ledger, root)})
-
-
-def absolute_sqlite_url(url: str, root: Path) -> str:
-    """Return ``url`` with a relative sqlite path made absolute; other URLs are returned as they are.
-
-    Examples
-    --------
-    >>> absolute_sqlite_url("sqlite:///data/ledger.db", Path("/repo"))
-    'sqlite:////repo/data/ledger.db'
-    >>> absolute_sqlite_url("postgresql+psycopg://db/ledger", Path("/repo"))
-    'postgresql+psycopg://db/ledger'
-    """
-    match = re.match(r"^(sqlite(?:\+\w+)?:///)(?!/)(?!:memory:)(.+)$", url)
-    return f"{match[1]}{root / match[2]}" if match else url
-
-
-def _file_keys() -> list[str]:
-    return sorted(name for name in Config.model_fields if name != "root")
-
-
-def _expand(value: Any, file: Path) -> Any:
-    if isinstance(value, dict):
-        return {key: _expand(item, file) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_expand(item, file) for item in value]
-    if isinstance(value, str):
-        return re.sub(r"\$\{(\w+)\}", lambda match: _variable(match[1], file), value)
-    return value
-
-
-def _variable(name: str, file: Path) -> str:
-    if name not in os.environ:
-        raise ConfigError(f"{file}: ${{{name}}} is used but the environment variable {name} is not set")
-    return os.environ[name]
-
-
-def _explain(file: Path, raw: Any, problem: Any) -> str:
-    """Return one line for a problem that pydantic found: file, key, what was expected, what was found."""
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location) or "(top level)"
-    if problem["type"] == "extra_forbidden":
-        return f"{file}: unknown key {key!r}; {did_you_mean(location[-1], _known_keys(location[:-1]))}"
-    if problem["type"] == "missing":
-        return f"{file}: key {key!r} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    found = problem["input"]
-    shown = "" if isinstance(found, dict | BaseModel) or problem["type"] == "value_error" else f", found {found!r}"
-    return f"{file}: {key}: {message}{shown}"
-
-
-def _known_keys(location: list[str]) -> list[str]:
-    """Return the keys of the section at ``location``, a path that pydantic has walked."""
-    section: type[BaseModel] = Config
-    for part in location:
-        if part in section.model_fields:
-            section = _section_in(section.model_fields[part].annotation) or section
-    return _file_keys() if section is Config else sorted(section.model_fields)
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the section class that ``annotation`` is, or holds as ``X | None`` or ``dict[str, X]``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    found = (_section_in(part) for part in get_args(annotation))
-    return next((section for section in found if section is not None), None)

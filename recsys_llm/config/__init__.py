@@ -1,0 +1,35 @@
+"""``recsys_llm.yaml``, read and checked."""
+
+from recsys_llm.config.file import FILE_NAME, absolute_sqlite_url, load_config
+from recsys_llm.config.sections import (
+    Config,
+    InteractionsConfig,
+    ItemsConfig,
+    SequenceModelConfig,
+    SourcesConfig,
+    StatisticsConfig,
+    TableConfig,
+    TextEncoderConfig,
+    UserDocumentConfig,
+    UsersConfig,
+    UserTokensConfig,
+    UserWordsConfig,
+)
+
+__all__ = [
+    "Config",
+    "FILE_NAME",
+    "InteractionsConfig",
+    "ItemsConfig",
+    "SequenceModelConfig",
+    "SourcesConfig",
+    "StatisticsConfig",
+    "TableConfig",
+    "TextEncoderConfig",
+    "UserDocumentConfig",
+    "UserTokensConfig",
+    "UserWordsConfig",
+    "UsersConfig",
+    "absolute_sqlite_url",
+    "load_config",
+]
