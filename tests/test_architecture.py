@@ -16,7 +16,7 @@ PACKAGE = Path(recsys_llm.__file__).parent
 BASE = {"errors", "files", "schema", "timestamps", "config", "bootstrap", "storage"}
 WRITE = {"sources", "text", "seqgan", "producers", "engine"}
 READ = {"retrieval", "ranking"}
-TOP = {"commands", "bench", "cli", "cli_options"}
+TOP = {"streaming", "commands", "bench", "cli", "cli_options"}
 
 ALLOWED = {
     "errors": set(),
@@ -33,7 +33,8 @@ ALLOWED = {
     "engine": BASE | {"sources", "text", "seqgan", "producers"},
     "retrieval": BASE,
     "ranking": BASE | {"retrieval"},
-    "bench": BASE | WRITE | READ,
+    "streaming": BASE | WRITE | READ,
+    "bench": BASE | WRITE | READ | {"streaming"},
     "cli_options": {"errors", "timestamps"},
     "commands": BASE | WRITE | READ | {"bench", "cli_options"},
     "cli": BASE | WRITE | READ | {"bench", "cli_options", "commands"},

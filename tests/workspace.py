@@ -21,6 +21,7 @@ VIEWS = (
     schema.ITEM_TEXT_EMBEDDING,
     schema.USER_TEXT_EMBEDDING,
     schema.USER_NEXT_ITEMS,
+    schema.USER_STATES,
     schema.ITEM_NEXT_VECTORS,
     *CHEAP_VIEWS,
 )

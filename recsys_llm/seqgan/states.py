@@ -34,6 +34,19 @@ class UserStates:
     newest: Ints
     """(n,) time of the newest group read, microseconds since the epoch."""
 
+    def take(self, rows: Ints) -> UserStates:
+        """Return some of the users."""
+        memory, counts = self.memory, np.diff(self.memory.user_offsets)[rows]
+        groups = ranges(memory.user_offsets[rows], counts)
+        sizes = memory.group_sizes()[groups]
+        kept = Sequences(
+            memory.items[ranges(memory.group_offsets[groups], sizes)],
+            np.concatenate([[0], np.cumsum(sizes)]),
+            np.concatenate([[0], np.cumsum(counts)]),
+            memory.timestamps[groups],
+        )
+        return UserStates(self.vectors[rows], kept, self.newest[rows])
+
 
 def opening_states(checkpoint: Checkpoint, users: int) -> UserStates:
     """Return the states of users who have had nothing."""

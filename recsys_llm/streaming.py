@@ -1,0 +1,260 @@
+"""Next items that keep up with events: each event moves its user's online row on, however long their history is.
+
+::
+
+    event -> user's state (online) -> generator, one step -> list and state (online)
+                    ^                                               |
+                    +-----------------------------------------------+
+
+The rows are those that a materialisation would write for the same events, and under the same stamps, so that either may
+come first. The offline rows come with the next materialisation, from the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys_llm import timestamps as clock
+from recsys_llm.config import load_config
+from recsys_llm.engine.publish import OnlinePublisher
+from recsys_llm.errors import ConfigError, RowError, did_you_mean
+from recsys_llm.producers import ProducerTag, open_ledger, open_producer
+from recsys_llm.producers.next_items import NextItems
+from recsys_llm.producers.pipeline import stored_schema
+from recsys_llm.producers.sequence_states import SequenceStates, states_from
+from recsys_llm.producers.user_rows import refuse_reserved
+from recsys_llm.retrieval import open_store
+from recsys_llm.schema import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+    HAD_GROUPS,
+    HAD_ITEMS,
+    ITEM_ID,
+    NEWEST_EVENT,
+    STATE,
+    USER_ID,
+    USER_NEXT_ITEMS,
+    USER_STATES,
+)
+from recsys_llm.seqgan import Histories
+from recsys_llm.seqgan.histories import sorted_interactions
+from recsys_llm.seqgan.states import UserStates, advance, next_items_of, opening_states
+from recsys_llm.timestamps import FUTURE_TOLERANCE, TIMESTAMP, as_utc, to_micros
+
+_STATE_FEATURES = (STATE, HAD_ITEMS, HAD_GROUPS, NEWEST_EVENT)
+
+
+class Advanced(NamedTuple):
+    """What became of a batch of events."""
+
+    users: int
+    """Users whose rows moved on."""
+    events: int
+    """Events that did it; repeated ones count once."""
+    late: pa.Table
+    """Events no later than what their user's state holds: the next materialisation puts them in their place."""
+
+
+class NextItemsStream:
+    """Moves users' next items on with their events, in the online store of a feature repository.
+
+    One stream at a time may handle a user: partition events by user, as consumers of a log do. Events may be delivered
+    again: they are late then, and change nothing.
+
+    Parameters
+    ----------
+    repository
+        Folder with ``feature_store.yaml``.
+    config_file
+        Another file in it, such as ``feature_store.prod.yaml``.
+    lists, states
+        The views of next items and of states, of one model; both materialised before.
+    device
+        "auto", or a torch device.
+    now
+        The clock that tells events of the future.
+
+    Raises
+    ------
+    ConfigError
+        A view is unknown, of another producer, of another model than the other, or was never materialised; or the model
+        has a ``granularity`` other than ``event``.
+    FingerprintError
+        A view holds rows of another model than the one at hand.
+
+    Examples
+    --------
+    ::
+
+        stream = NextItemsStream("feature_repo")
+        stream.advance("42", ["318", "356"], datetime.now(UTC))
+    """
+
+    def __init__(
+        self,
+        repository: Path | str,
+        *,
+        config_file: str | None = None,
+        lists: str = USER_NEXT_ITEMS,
+        states: str = USER_STATES,
+        device: str = "auto",
+        now: Callable[[], datetime] = clock.now,
+    ) -> None:
+        self._store = open_store(repository, config_file=config_file)
+        self._config = load_config(repository)
+        self._now = now
+        self._device = device
+        list_view, state_view = self._view(lists), self._view(states)
+        list_tag, state_tag = (ProducerTag.of(view.name, view.tags) for view in (list_view, state_view))
+        if list_tag is None or state_tag is None or list_tag.model != state_tag.model:
+            raise ConfigError(
+                f"views {lists} and {states}: expected the tags of one model, found {list_tag}, {state_tag}"
+            )
+        list_producer, state_producer = self._producer(lists, list_tag), self._producer(states, state_tag)
+        if not isinstance(list_producer, NextItems) or not isinstance(state_producer, SequenceStates):
+            raise ConfigError(
+                f"views {lists} and {states}: expected next items and states, found {list_tag}, {state_tag}"
+            )
+        if list_producer.settings.granularity != "event":
+            raise ConfigError(
+                f"model {list_tag.model}: expected granularity 'event', found {list_producer.settings.granularity!r}; "
+                "with a coarser one a row must not know of an event before its period has ended"
+            )
+        self._lists, self._states, self._states_view = list_producer, state_producer, states
+        self._publish_lists, self._publish_states = self._publisher(list_view), self._publisher(state_view)
+
+    def advance(self, user_id: str, item_ids: Sequence[str], event_timestamp: datetime) -> bool:
+        """Take a user's events of one time: what they had together.
+
+        Returns
+        -------
+        bool
+            False: the events are late; nothing has changed.
+
+        Raises
+        ------
+        RowError
+            The time lies in the future, or the user has a reserved id.
+        SchemaError
+            The time has no zone.
+        """
+        events = {
+            USER_ID: pa.array([user_id] * len(item_ids), pa.string()),
+            ITEM_ID: pa.array(item_ids, pa.string()),
+            EVENT_TIMESTAMP: pa.array([as_utc(event_timestamp, name=EVENT_TIMESTAMP)] * len(item_ids), TIMESTAMP),
+        }
+        return self.advance_many(pa.table(events)).users == 1
+
+    def advance_many(self, events: pa.Table) -> Advanced:
+        """Take events of any users, in any order; all of a user at one time must come together.
+
+        Parameters
+        ----------
+        events
+            ``user_id``, ``item_id`` (string), ``event_timestamp`` (timestamp[us, UTC]); other columns are not read.
+            Items that the model doesn't know are passed over.
+
+        Raises
+        ------
+        RowError
+            A value is null, a time lies in the future, or a user has a reserved id; nothing has changed.
+        SchemaError
+            A column is missing or has another type.
+        """
+        events = sorted_interactions(events)
+        users = Histories.from_interactions(events).user_ids.to_pylist()  # which checks every row
+        refuse_reserved(users, "events")
+        self._check_times(events)
+        before = self._read(users)
+        late = self._late(events, users, before.newest)
+        histories = Histories.from_interactions(events.filter(pa.array(~late)))
+        moved = histories.user_ids.to_pylist()
+        if moved:
+            place = {user: row for row, user in enumerate(users)}
+            self._write(moved, self._after(before, np.array([place[user] for user in moved]), histories))
+        return Advanced(len(moved), len(histories.item_ids), events.filter(pa.array(late)))
+
+    def _after(self, before: UserStates, rows: npt.NDArray[np.int64], histories: Histories) -> UserStates:
+        model = self._states.models.newest
+        return advance(model, before.take(rows), histories, filter_seen=self._states.filter_seen, device=self._device)
+
+    def _read(self, users: list[str]) -> UserStates:
+        """Return the stored states of users; those of newcomers begin."""
+        references = [f"{self._states_view}:{name}" for name in _STATE_FEATURES]
+        found: dict[str, list[Any]] = (
+            self._store.get_online_features(references, [{USER_ID: user} for user in users]).to_dict() if users else {}
+        )
+        begin = opening_states(self._states.models.newest, 1)
+        columns = zip(*(found.get(name, []) for name in _STATE_FEATURES), strict=True)
+        known = [row if row[0] is not None else (begin.vectors[0], [], [], begin.newest[0]) for row in columns]
+        vectors, items, groups, newest = zip(*known, strict=True) if known else ((), (), (), ())
+        return states_from(vectors, [had or [] for had in items], [sizes or [] for sizes in groups], newest)
+
+    def _write(self, users: list[str], states: UserStates) -> None:
+        """Publish lists first: a process that dies in between is given the events again, and they aren't late yet."""
+        model = self._lists.models.newest
+        predicted = next_items_of(
+            model, states, self._lists.settings.top_n, filter_seen=self._lists.filter_seen, device=self._device
+        )
+        for producer, columns, publish in (
+            (self._lists, self._lists.columns(predicted, model), self._publish_lists),
+            (self._states, self._states.columns(states), self._publish_states),
+        ):
+            schema = stored_schema(producer)
+            made = {
+                **{name: columns.column(name) for name in columns.schema.names},
+                USER_ID: pa.array(users, pa.string()),
+                EVENT_TIMESTAMP: pa.array(states.newest + 1).cast(TIMESTAMP),
+                CREATED_TIMESTAMP: pa.array([self._now()] * len(users), TIMESTAMP),
+            }
+            missing = {name: pa.nulls(len(users), schema.field(name).type) for name in schema.names if name not in made}
+            publish(pa.table([(made | missing)[name] for name in schema.names], schema=schema))
+
+    def _late(self, events: pa.Table, users: list[str], newest: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        times = events[EVENT_TIMESTAMP].cast(pa.int64()).to_numpy()
+        place = pc.index_in(events[USER_ID], value_set=pa.array(users, pa.string())).to_numpy()
+        cutoff = to_micros(self._states.models.newest.trained_until)
+        late: npt.NDArray[np.bool_] = (times <= newest[place]) | (times < cutoff)
+        return late
+
+    def _check_times(self, events: pa.Table) -> None:
+        latest = self._now() + FUTURE_TOLERANCE
+        ahead = pc.greater(events[EVENT_TIMESTAMP], pa.scalar(latest, TIMESTAMP))
+        if pc.any(ahead).as_py():
+            row = pc.index(ahead, True).as_py()
+            raise RowError(
+                f"event of user {events[USER_ID][row].as_py()!r} at {events[EVENT_TIMESTAMP][row].as_py()}: lies in "
+                "the future; a row with such a stamp would block later ones: correct the event's time"
+            )
+
+    def _view(self, name: str) -> Any:
+        views = {view.name: view for view in self._store.list_feature_views()}
+        if name not in views:
+            raise ConfigError(f"unknown feature view {name!r}; {did_you_mean(name, views)} (run `feast apply`)")
+        if not views[name].materialization_intervals:
+            raise ConfigError(
+                f"view {name} was never materialised, so that all users would seem to have no history; run "
+                f"`feast materialize START END -v {name}` first"
+            )
+        return views[name]
+
+    def _producer(self, view: str, tag: ProducerTag) -> Any:
+        producer = open_producer(view, tag, self._config, device=self._device)
+        ledger = open_ledger(self._config)
+        try:
+            ledger.check(view, producer.manifest["fingerprint"])
+        finally:
+            ledger.close()
+        return producer
+
+    def _publisher(self, view: Any) -> OnlinePublisher:
+        online = self._store.provider.online_store
+        return OnlinePublisher(self._store.config, online, self._store.registry, view)

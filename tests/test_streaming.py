@@ -1,0 +1,186 @@
+"""Events that come one by one leave the online rows that a materialisation of all of them would write."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from recsys_llm import schema
+from recsys_llm.commands.train import train_sequence_model
+from recsys_llm.errors import ConfigError, FingerprintError, RowError, SchemaError
+from recsys_llm.seqgan import SeqGANConfig
+from recsys_llm.streaming import NextItemsStream
+from recsys_llm.timestamps import from_micros, now
+from tests.workspace import make_repository, materialize, online
+
+QUICK = SeqGANConfig(mle_epochs=1, adversarial_epochs=0, embedding_dim=8, hidden_dim=8)
+VIEWS = (schema.USER_NEXT_ITEMS, schema.USER_STATES)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, simulated_data) -> Path:
+    return Path(shutil.copytree(simulated_data, tmp_path_factory.mktemp("data") / "data"))
+
+
+@pytest.fixture(scope="module")
+def events(data) -> pa.Table:
+    table = pq.read_table(data / "interactions.parquet").select(
+        [schema.USER_ID, schema.ITEM_ID, schema.EVENT_TIMESTAMP]
+    )
+    return table.sort_by(schema.EVENT_TIMESTAMP)
+
+
+@pytest.fixture(scope="module")
+def halfway(events) -> datetime:
+    return events[schema.EVENT_TIMESTAMP][len(events) // 2].as_py()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data, halfway) -> Path:
+    """A repository with a model until halfway, and rows until an eighth of the events later."""
+    repository = make_repository(tmp_path_factory.mktemp("streaming") / "feature_repo", data)
+    config = repository / "recsys_llm.yaml"
+    config.write_text(config.read_text().replace("    item_vectors: item_text_embedding_v1\n", ""))
+    train_sequence_model(repository, "seqgan_v1", until=halfway, settings=QUICK)
+    return repository
+
+
+@pytest.fixture
+def repository(tmp_path, trained, events) -> Path:
+    """A copy of the trained repository, materialised until five eighths of the events."""
+    own = make_repository(tmp_path / "feature_repo", _data_of(trained))
+    shutil.copy(trained / "recsys_llm.yaml", own / "recsys_llm.yaml")
+    shutil.copytree(trained / "data" / "models", own / "data" / "models", dirs_exist_ok=True)
+    materialize(own, *VIEWS, end=_materialised_until(events))
+    return own
+
+
+def _data_of(repository: Path) -> Path:
+    import yaml
+
+    return Path(yaml.safe_load((repository / "recsys_llm.yaml").read_text())["sources"]["items"]["parquet"]).parent
+
+
+def _materialised_until(events: pa.Table) -> datetime:
+    return events[schema.EVENT_TIMESTAMP][len(events) * 5 // 8].as_py()
+
+
+def _later(events: pa.Table, since: datetime) -> pa.Table:
+    return events.filter(pc.greater_equal(events[schema.EVENT_TIMESTAMP], pa.scalar(since, pa.timestamp("us", "UTC"))))
+
+
+def _assert_same(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        for ours, theirs in zip(found[name], values, strict=True):
+            if isinstance(theirs, list) and theirs and isinstance(theirs[0], float):
+                np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=name)
+            elif isinstance(theirs, float):
+                assert ours == pytest.approx(theirs, abs=1e-5), name
+            else:
+                assert ours == theirs, name
+
+
+def test_a_stream_leaves_what_a_materialisation_would(repository, events):
+    later = _later(events, _materialised_until(events))
+    users = pc.unique(events[schema.USER_ID]).to_pylist()
+    stream = NextItemsStream(repository, device="cpu")
+    rng = np.random.default_rng(0)
+    stamps = later[schema.EVENT_TIMESTAMP].cast(pa.int64()).to_numpy()
+    cuts = np.sort(rng.choice(np.unique(stamps)[1:], 12, replace=False))
+    bounds = [0, *np.searchsorted(stamps, cuts), len(later)]
+    for low, high in zip(bounds, bounds[1:], strict=False):
+        done = stream.advance_many(later.slice(low, high - low).take(pa.array(rng.permutation(high - low))))
+        assert len(done.late) == 0 and done.events <= high - low
+        assert done.users == pc.count_distinct(later[schema.USER_ID].slice(low, high - low)).as_py()
+    found = {view: online(repository, view, users) for view in VIEWS}
+    materialize(repository, *VIEWS, end=now())
+    for view in VIEWS:
+        _assert_same(found[view], online(repository, view, users))
+
+
+def test_a_newcomer_gets_a_list_of_their_own(repository, events):
+    stream = NextItemsStream(repository, device="cpu")
+    item = events[schema.ITEM_ID][0].as_py()
+    moment = now()
+    before = online(repository, schema.USER_NEXT_ITEMS, ["newcomer"])
+    assert before[schema.ITEM_IDS] == [None]
+    assert stream.advance("newcomer", [item, "never seen"], moment)
+    found = online(repository, schema.USER_NEXT_ITEMS, ["newcomer"])
+    assert len(found[schema.ITEM_IDS][0]) == 20 and item not in found[schema.ITEM_IDS][0]
+    assert found[schema.PROVENANCE] == [schema.HISTORY] and found[schema.IS_FALLBACK] == [False]
+    state = online(repository, schema.USER_STATES, ["newcomer"])
+    assert from_micros(state[schema.NEWEST_EVENT][0]) == moment and len(state[schema.HAD_ITEMS][0]) == 1
+
+
+def test_late_events_change_nothing_and_are_handed_back(repository, events, halfway):
+    stream = NextItemsStream(repository, device="cpu")
+    user, item = events[schema.USER_ID][0].as_py(), events[schema.ITEM_ID][0].as_py()
+    moment = now()
+    assert stream.advance(user, [item], moment)
+    before = {view: online(repository, view, [user]) for view in VIEWS}
+    assert not stream.advance(user, [item], moment)  # delivered again
+    assert not stream.advance(user, ["another"], moment - timedelta(days=1))
+    assert not stream.advance("newcomer", [item], halfway - timedelta(microseconds=1))  # the model may know it
+    assert {view: online(repository, view, [user]) for view in VIEWS} == before
+    assert online(repository, schema.USER_STATES, ["newcomer"])[schema.STATE] == [None]
+    rows = [(user, item, moment + timedelta(seconds=1)), (user, item, moment), ("newcomer", item, moment)]
+    columns = [pa.array(column) for column in zip(*rows, strict=True)]
+    table = pa.table(columns, names=[schema.USER_ID, schema.ITEM_ID, schema.EVENT_TIMESTAMP])
+    done = stream.advance_many(table)
+    assert (done.users, done.events) == (2, 2)
+    assert done.late.to_pylist() == [table.slice(1, 1).to_pylist()[0]]
+    assert stream.advance_many(table.slice(0, 0)).users == 0
+
+
+def test_events_that_cannot_be_used_are_refused_whole(repository, events):
+    stream = NextItemsStream(repository, device="cpu")
+    user, item = events[schema.USER_ID][0].as_py(), events[schema.ITEM_ID][0].as_py()
+    before = online(repository, schema.USER_STATES, [user])
+    with pytest.raises(RowError, match="lies in the future"):
+        stream.advance(user, [item], now() + timedelta(hours=1))
+    with pytest.raises(RowError, match="reserved"):
+        stream.advance("segment:DE", [item], now())
+    with pytest.raises(SchemaError, match="tz-aware"):
+        stream.advance(user, [item], datetime(2030, 1, 1))  # noqa: DTZ001
+    nulls = pa.table({schema.USER_ID: [user, None], schema.ITEM_ID: [item] * 2, schema.EVENT_TIMESTAMP: [now()] * 2})
+    with pytest.raises(RowError, match="'user_id' is null"):
+        stream.advance_many(nulls)
+    with pytest.raises(SchemaError, match="column 'item_id' is missing"):
+        stream.advance_many(nulls.drop_columns([schema.ITEM_ID]))
+    assert online(repository, schema.USER_STATES, [user]) == before
+
+
+def test_repositories_that_cannot_be_streamed_into_are_refused(trained, repository, halfway):
+    with pytest.raises(ConfigError, match="never materialised"):
+        NextItemsStream(trained)
+    with pytest.raises(ConfigError, match="did you mean 'user_states_v1'"):
+        NextItemsStream(repository, states="user_state_v1")
+    with pytest.raises(ConfigError, match="expected next items and states"):
+        NextItemsStream(repository, states=schema.USER_NEXT_ITEMS)
+    file = repository / "recsys_llm.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("granularity: event", "granularity: 1d"))
+    with pytest.raises(FingerprintError, match="must not be mixed"):
+        NextItemsStream(repository)
+    file.write_text(text)
+    train_sequence_model(repository, "seqgan_v1", until=halfway + timedelta(days=1), settings=QUICK, overwrite=True)
+    with pytest.raises(FingerprintError, match="must not be mixed"):
+        NextItemsStream(repository)
+
+
+def test_a_nightly_granularity_is_refused(tmp_path, trained):
+    own = make_repository(tmp_path / "feature_repo", _data_of(trained))
+    file = own / "recsys_llm.yaml"
+    file.write_text((trained / "recsys_llm.yaml").read_text().replace("granularity: event", "granularity: 1d"))
+    shutil.copytree(trained / "data" / "models", own / "data" / "models", dirs_exist_ok=True)
+    materialize(own, *VIEWS, end=now())
+    with pytest.raises(ConfigError, match="expected granularity 'event'"):
+        NextItemsStream(own)
