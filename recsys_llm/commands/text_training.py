@@ -27,8 +27,8 @@ from recsys_llm.text.pretraining import Pretrained, pretrain
 from recsys_llm.text.pretraining_loop import Progress
 from recsys_llm.text.pretraining_settings import PretrainingConfig, PretrainingProgress
 from recsys_llm.text.saving import check_target, save_encoder
-from recsys_llm.text.training_state import discard_state, state_directory
 from recsys_llm.timestamps import MICROSECOND, as_utc, now
+from recsys_llm.training_state import discard_state, state_directory
 
 _CHARACTERS_PER_TOKEN = 4
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from recsys_llm.errors import TrainingError
+from recsys_llm.seqgan.averaging import WeightAverage
 from recsys_llm.seqgan.generator import Generator, ItemTable
 from recsys_llm.seqgan.histories import Ints
 from recsys_llm.seqgan.losses import weighted_nll
 from recsys_llm.seqgan.reading import LANES, segment_inputs
+from recsys_llm.seqgan.resuming import SavedTraining
 from recsys_llm.seqgan.sequences import Batch, Sequences, Windows, make_batch
 from recsys_llm.seqgan.settings import SeqGANConfig, TrainingProgress
 
@@ -50,8 +51,14 @@ def pretrain(
     validate: Callable[[], float],
     rng: np.random.Generator,
     progress: Progress,
+    saved: SavedTraining | None = None,
 ) -> Pretrained:
     """Train ``generator`` by maximum likelihood; it ends with the weights of its best epoch.
+
+    Parameters
+    ----------
+    saved
+        Where to keep the state of each epoch, and to go on from one.
 
     Raises
     ------
@@ -66,7 +73,11 @@ def pretrain(
     best, stopped = copy_weights(generator), None
     losses: list[float] = []
     scores: list[float] = []
-    for epoch in range(1, config.mle_epochs + 1):
+    if saved is not None and (kept := saved.restore(generator, optimiser, average, rng)) is not None:
+        best, losses, scores = kept
+    for epoch in range(len(scores) + 1, config.mle_epochs + 1):
+        if scores and len(scores) - 1 - int(np.argmax(scores)) >= config.patience:
+            break
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * (1.0 - (1.0 - FINAL_RATE) * (epoch - 1) / config.mle_epochs)
         try:
@@ -83,43 +94,11 @@ def pretrain(
             scores.append(validate())
             if scores[-1] >= max(scores):
                 best = copy_weights(generator)
+        if saved is not None:
+            saved.keep(generator, optimiser, average, rng, best, losses, scores)
         progress(TrainingProgress("mle", epoch * per_epoch, total, epoch, loss, ndcg_at_10=scores[-1]))
-        if epoch - 1 - int(np.argmax(scores)) >= config.patience:
-            break
     generator.load_state_dict(best)
     return Pretrained(best, max(scores), losses, scores, stopped)
-
-
-class WeightAverage:
-    """A running mean of a module's parameters: it validates better, and less by chance, than where a step ends."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.parameters = list(module.parameters())
-        self.mean = [parameter.detach().clone() for parameter in self.parameters]
-        self.count = 0
-
-    @torch.no_grad()
-    def follow(self, share: float) -> None:
-        """Move the mean towards the parameters by ``share``; a plain mean until 1 / share steps were taken."""
-        self.count += 1
-        for mean, parameter in zip(self.mean, self.parameters, strict=True):
-            mean.lerp_(parameter, max(share, 1.0 / self.count))
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Let the module have the mean as its parameters."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for mean, parameter in zip(self.mean, self.parameters, strict=True):
-            kept = parameter.detach().clone()
-            parameter.copy_(mean)
-            mean.copy_(kept)
 
 
 def continue_training(

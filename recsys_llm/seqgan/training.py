@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -30,10 +31,12 @@ from recsys_llm.seqgan.generator import Generator
 from recsys_llm.seqgan.histories import Histories, Ints, sorted_interactions
 from recsys_llm.seqgan.pretraining import copy_weights, pretrain
 from recsys_llm.seqgan.rebuy import fit_rebuy
+from recsys_llm.seqgan.resuming import SavedTraining
 from recsys_llm.seqgan.sequences import Sequences
 from recsys_llm.seqgan.settings import SeqGANConfig, TrainingProgress
 from recsys_llm.seqgan.vocabulary import ItemVectors, Vocabulary
 from recsys_llm.timestamps import as_utc, to_micros
+from recsys_llm.training_state import data_digest, run_name
 
 REPEATS_ARE_RARE = 0.05
 """Where fewer events than this share repeat an item, predictions leave out what a user has had."""
@@ -47,6 +50,7 @@ def train(
     item_vectors: ItemVectors | None = None,
     device: str = "auto",
     progress: Callable[[TrainingProgress], None] | None = None,
+    state: Path | None = None,
 ) -> Checkpoint:
     """Train a SeqGAN on the events strictly before ``until``.
 
@@ -63,9 +67,14 @@ def train(
         "auto", or a torch device.
     progress
         Called after every gradient step.
+    state
+        Directory that keeps the state of each epoch of pre-training. A training that was interrupted goes on from
+        there, with the result that it would have had; adversarial training begins anew. Remove it when done.
 
     Raises
     ------
+    CheckpointError
+        ``state`` is damaged, or holds something else.
     TrainingError
         There are no two groups to learn a transition from, or the loss is not finite from the start. A later loss that
         is not finite ends the phase; the best weights so far are kept and the manifest says so.
@@ -77,7 +86,8 @@ def train(
     threads_state = torch.random.fork_rng(devices=[target] if target.type == "cuda" else [])
     with threads_state:  # the caller's random state is left alone
         torch.manual_seed(config.seed)
-        return _train(data, config, until, item_vectors, target, progress or _silent)
+        saved = None if state is None else SavedTraining(state, _run(data, config, until, target), target)
+        return _train(data, config, until, item_vectors, target, progress or _silent, saved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +146,7 @@ def _train(
     item_vectors: ItemVectors | None,
     device: torch.device,
     progress: Callable[[TrainingProgress], None],
+    saved: SavedTraining | None,
 ) -> Checkpoint:
     sizes = {"embedding_dim": config.embedding_dim, "hidden_dim": config.hidden_dim}
     counts = torch.from_numpy(np.bincount(data.train.items, minlength=len(data.vocabulary)))
@@ -152,7 +163,15 @@ def _train(
     def validate(policy: Generator) -> float:
         return scores(policy)["ndcg_at_10"]
 
-    mle = pretrain(generator, data.train, config, validate=lambda: validate(generator), rng=data.rng, progress=progress)
+    mle = pretrain(
+        generator,
+        data.train,
+        config,
+        validate=lambda: validate(generator),
+        rng=data.rng,
+        progress=progress,
+        saved=saved,
+    )
     if not data.filter_seen:
         fit_rebuy(generator, data.everything, data.validation)
     seconds = {"mle": perf_counter() - started}
@@ -198,6 +217,15 @@ def _train(
     }
     all_counts = np.bincount(data.everything.items, minlength=len(data.vocabulary))
     return Checkpoint.build(data.vocabulary, all_counts, data.text, generators, manifest)
+
+
+def _run(data: _Data, config: SeqGANConfig, until: datetime, device: torch.device) -> str:
+    """Return the name of a training: all that decides its outcome."""
+    every = data.everything
+    arrays = every.items, every.group_offsets, every.user_offsets, every.timestamps
+    text = () if data.text is None else (data.text,)
+    digest = data_digest(data.vocabulary.item_ids, *arrays, *text)
+    return run_name(config=asdict(config), until=until.isoformat(), data=digest, device=device.type)
 
 
 def _copy(generator: Generator, counts: torch.Tensor, text: torch.Tensor | None, sizes: dict[str, Any]) -> Generator:

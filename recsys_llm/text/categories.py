@@ -20,8 +20,8 @@ from recsys_llm.text.events import Ints
 from recsys_llm.text.finetuning_settings import FinetuningConfig
 from recsys_llm.text.objectives import NextItemValidation
 from recsys_llm.text.pairs import ItemTexts, distinct_texts
-from recsys_llm.text.training_state import data_digest
 from recsys_llm.text.tunable import TunableEncoder
+from recsys_llm.training_state import data_digest
 
 LEAST_ITEMS = 20
 """With a category, to train on and to validate on."""

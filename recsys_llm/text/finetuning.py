@@ -25,7 +25,8 @@ from recsys_llm.text.fingerprint import encoder_fingerprint
 from recsys_llm.text.model_files import ModelFiles
 from recsys_llm.text.objectives import Objective
 from recsys_llm.text.optimiser import gradient_step, make_optimiser, warm_up_and_decay
-from recsys_llm.text.training_state import (
+from recsys_llm.text.tunable import TunableEncoder
+from recsys_llm.training_state import (
     TrainingState,
     module_tensors,
     optimiser_tensors,
@@ -36,7 +37,6 @@ from recsys_llm.text.training_state import (
     run_name,
     under,
 )
-from recsys_llm.text.tunable import TunableEncoder
 
 SHARES = (0.25, 0.5, 0.75)
 """Between the start (0) and the best epoch (1)."""

@@ -14,8 +14,8 @@ from recsys_llm.text.evaluation import NextItemPairs, RetrievalScores, evaluate_
 from recsys_llm.text.events import Ints
 from recsys_llm.text.finetuning_settings import FinetuningConfig
 from recsys_llm.text.pairs import TextPairs
-from recsys_llm.text.training_state import data_digest
 from recsys_llm.text.tunable import TunableEncoder
+from recsys_llm.training_state import data_digest
 
 RECALL = "recall_at_20"
 

@@ -25,8 +25,8 @@ from recsys_llm.text.masked_word_head import load_head
 from recsys_llm.text.model_files import ModelFiles
 from recsys_llm.text.pretraining_loop import History, Progress, Trainer
 from recsys_llm.text.pretraining_settings import PretrainingConfig
-from recsys_llm.text.training_state import TrainingState, data_digest, run_name
 from recsys_llm.text.training_texts import TokenTexts, held_out_rows
+from recsys_llm.training_state import TrainingState, data_digest, run_name
 
 
 @dataclass(frozen=True, eq=False)

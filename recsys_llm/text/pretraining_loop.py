@@ -25,7 +25,8 @@ from recsys_llm.text.masked_language_model import (
 from recsys_llm.text.masked_word_head import word_embeddings
 from recsys_llm.text.optimiser import gradient_step, make_optimiser, warm_up_and_decay
 from recsys_llm.text.pretraining_settings import PretrainingConfig, PretrainingProgress
-from recsys_llm.text.training_state import (
+from recsys_llm.text.training_texts import Ints, TokenTexts, similar_lengths
+from recsys_llm.training_state import (
     TrainingState,
     module_tensors,
     optimiser_tensors,
@@ -35,7 +36,6 @@ from recsys_llm.text.training_state import (
     restore_random,
     under,
 )
-from recsys_llm.text.training_texts import Ints, TokenTexts, similar_lengths
 
 Progress = Callable[[PretrainingProgress], None]
 Save = Callable[[int, dict[str, Tensor], dict[str, Any]], None]

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from recsys_llm.seqgan import Checkpoint, Histories
+from recsys_llm.seqgan.averaging import WeightAverage
 from recsys_llm.seqgan.evaluation import hits_and_relevant, split_time
-from recsys_llm.seqgan.pretraining import WeightAverage, continue_training, copy_weights
+from recsys_llm.seqgan.pretraining import continue_training, copy_weights
 from recsys_llm.seqgan.sequences import Sequences
 from recsys_llm.timestamps import to_micros
 from tests.seqgan.seqgan_data import SMALL, UNTIL

@@ -11,7 +11,7 @@ from torch import nn
 
 from recsys_llm.errors import CheckpointError
 from recsys_llm.text.optimiser import gradient_step, make_optimiser
-from recsys_llm.text.training_state import (
+from recsys_llm.training_state import (
     TrainingState,
     discard_state,
     module_tensors,
