@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 import recsys_llm
-from recsys_llm.cli_options import Device, JsonFile, Repository, parse_time
-from recsys_llm.commands import bench_cli, evaluate_cli, migrate_cli, text_cli
+from recsys_llm.cli_options import Device, JsonFile, Repository, Resume, parse_time
+from recsys_llm.commands import bench_cli, evaluate_cli, migrate_cli, seqgan_cli, text_cli
 from recsys_llm.errors import ConfigError, DataError, RecsysLLMError
 from recsys_llm.timestamps import now
 
@@ -76,9 +76,10 @@ def train(
     until: Annotated[str, typer.Option(help="Train on events strictly before this time (ISO 8601, UTC).")],
     repository: Repository = Path("."),
     device: Device = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
+    overwrite: seqgan_cli.Overwrite = False,
+    resume: Resume = True,
 ) -> None:
-    """Train a SeqGAN on the events of a feature repository.
+    """Train a SeqGAN on the events of a feature repository; the checkpoint has its losses as curves.csv and curves.png.
 
     Example: recsys-llm train seqgan_v1 --until 2024-06-01 -C my_features
     """
@@ -87,7 +88,13 @@ def train(
 
     with progress_bar(Console(stderr=True)) as bar:
         checkpoint = train_sequence_model(
-            repository, model, until=parse_time(until), overwrite=overwrite, device=device, progress=show_training(bar)
+            repository,
+            model,
+            until=parse_time(until),
+            overwrite=overwrite,
+            resume=resume,
+            device=device,
+            progress=show_training(bar),
         )
     shown = {key: checkpoint.manifest[key] for key in ("fingerprint", "trained_until", "chosen", "scores")}
     typer.echo(json.dumps(shown, indent=2))
@@ -160,6 +167,7 @@ def explain(
 app.add_typer(migrate_cli.app, name="migrate")
 app.add_typer(evaluate_cli.app, name="evaluate")
 app.add_typer(text_cli.app, name="text")
+app.add_typer(seqgan_cli.app, name="seqgan")
 app.add_typer(bench_cli.app, name="bench")
 
 

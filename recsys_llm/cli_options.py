@@ -15,6 +15,7 @@ Repository = Annotated[
     Path, typer.Option("--repository", "-C", help="The feature repository.", exists=True, file_okay=False)
 ]
 JsonFile = Annotated[Optional[Path], typer.Option("--json", help="Also write the figures to this file.")]  # noqa: UP045
+Resume = Annotated[bool, typer.Option("--resume/--restart", help="Go on where a stopped run of the same settings was.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 

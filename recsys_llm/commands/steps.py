@@ -82,15 +82,19 @@ def progress_bar(console: Console, *more: ProgressColumn) -> Progress:
 
 
 def show_training(bar: Progress) -> Callable[[TrainingProgress], None]:
-    """Return a callback that shows each phase of a SeqGAN training as a task, with its loss."""
+    """Return a callback that shows each phase of a SeqGAN training as a task.
+
+    Beside the bar: the loss, the mean reward, the discriminator's accuracy (D) and the generator's entropy.
+    """
     tasks: dict[str, TaskID] = {}
 
     def show(progress: TrainingProgress) -> None:
         if progress.phase not in tasks:
             tasks[progress.phase] = bar.add_task(progress.phase, total=progress.total)
         words = f"{progress.phase} loss {progress.loss:.3f}"
-        if progress.reward is not None:
-            words += f" reward {progress.reward:.3f}"
+        for name, value in (("reward", progress.reward), ("D", progress.accuracy), ("entropy", progress.entropy)):
+            if value is not None:
+                words += f" {name} {value:.3f}"
         bar.update(tasks[progress.phase], completed=progress.step, description=words)
 
     return show

@@ -8,13 +8,12 @@ from typing import Annotated, Optional, cast
 import typer
 from rich.console import Console
 
-from recsys_llm.cli_options import Device, JsonFile, Repository, parse_time
+from recsys_llm.cli_options import Device, JsonFile, Repository, Resume, parse_time
 
 app = typer.Typer(help="Train and shrink text encoders on a repository's own data.", no_args_is_help=True)
 
 Encoder = Annotated[str, typer.Argument(help="A name under text_encoders in recsys_llm.yaml.")]
 Until = Annotated[str, typer.Option(help="Use only what is stamped strictly before this time (ISO 8601, UTC).")]
-Resume = Annotated[bool, typer.Option("--resume/--restart", help="Go on where a stopped run of the same settings was.")]
 MaxSteps = Annotated[Optional[int], typer.Option(min=1, help="Gradient steps at most.")]  # noqa: UP045
 Output = Annotated[Path, typer.Option("--out", help="Directory of the new model; an older one there is replaced.")]
 

@@ -1,19 +1,32 @@
-"""``recsys-llm train``: a SeqGAN from the events and item vectors of a feature repository."""
+"""``recsys-llm train`` and ``seqgan backfill``: SeqGANs from the events and item vectors of a feature repository."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+
+from recsys_llm.commands.training_curves import write_curves
 from recsys_llm.commands.views import feature_view
 from recsys_llm.config import Config, SequenceModelConfig, load_config
 from recsys_llm.engine.engine import parts_directory
 from recsys_llm.errors import ConfigError, did_you_mean
+from recsys_llm.files import sync_directory
 from recsys_llm.producers.vectors import item_vectors
+from recsys_llm.schema import EVENT_TIMESTAMP
 from recsys_llm.seqgan import Checkpoint, ItemVectors, SeqGANConfig, TrainingProgress, train
+from recsys_llm.seqgan.histories import Ints
+from recsys_llm.seqgan.rolling import RollingModel, slice_directory, slice_times
 from recsys_llm.sources import tables
-from recsys_llm.timestamps import MICROSECOND, as_utc, now
+from recsys_llm.timestamps import MICROSECOND, as_utc, from_micros, now, to_micros
+from recsys_llm.training_state import discard_state, state_directory
+
+Progress = Callable[[TrainingProgress], None]
 
 
 def train_sequence_model(
@@ -23,48 +36,168 @@ def train_sequence_model(
     until: datetime,
     settings: SeqGANConfig | None = None,
     overwrite: bool = False,
+    resume: bool = True,
     device: str = "auto",
-    progress: Callable[[TrainingProgress], None] | None = None,
+    progress: Progress | None = None,
 ) -> Checkpoint:
     """Train a sequence model of ``recsys_llm.yaml`` on events strictly before ``until``, and save its checkpoint.
+
+    The state of an unfinished training is kept beside the checkpoint, in ``CHECKPOINT.partial``.
+
+    Parameters
+    ----------
+    settings
+        None: those of ``training`` in recsys_llm.yaml.
+    resume
+        Go on with an unfinished training of the same events and settings; False: start again.
 
     Raises
     ------
     ConfigError
         ``recsys_llm.yaml`` has no such model, its checkpoint exists and ``overwrite`` is not set, or ``until`` lies in
         the future.
+    CheckpointError
+        The state of the unfinished training is damaged.
     DataError
         The view of item vectors that the model starts from has not been materialised.
     TrainingError
         There is nothing to train on, or the loss is no longer finite.
     """
-    config = load_config(repository)
-    if name not in config.sequence_models:
-        raise ConfigError(f"unknown sequence model {name!r}; {did_you_mean(name, config.sequence_models)}")
-    model = config.sequence_models[name]
-    until = as_utc(until, name="until")
-    if until > now():
-        raise ConfigError(f"until: expected a time that has passed, found {until}; later events would count as unseen")
-    target = config.path(model.checkpoint)
-    if target.exists() and not overwrite:
-        raise ConfigError(
-            f"{target}: exists; views hold its predictions, which must not be mixed with another model's: add a model "
-            "and a view of a new version, or pass --overwrite if no view has been materialised with it"
+    task = _Task.of(repository, name, until, settings, overwrite=overwrite)
+    return task.train(until, task.target, resume=resume, device=device, progress=progress)
+
+
+def train_slices(
+    repository: Path,
+    name: str,
+    *,
+    slices: int,
+    until: datetime,
+    settings: SeqGANConfig | None = None,
+    overwrite: bool = False,
+    resume: bool = True,
+    device: str = "auto",
+    progress: Callable[[int, list[datetime]], Progress | None] | None = None,
+) -> RollingModel:
+    """Train a sequence model of ``recsys_llm.yaml`` anew for each of several time slices, and save them as one model.
+
+    The time before ``until`` is cut into slices of about as many events each. Each model is trained on all that lies
+    before the end of its slice; the last one, on all before ``until``. Views of the model then hold, from the second
+    slice on, rows by the newest model that was trained before them. Models that an unfinished run has trained are kept.
+
+    Parameters
+    ----------
+    slices
+        2 or more models.
+    progress
+        Called with each model's place and all training cut-offs; returns what to call after its gradient steps.
+    settings, overwrite, resume
+        As for :func:`train_sequence_model`.
+
+    Raises
+    ------
+    ConfigError
+        As for :func:`train_sequence_model`, or the events have too few distinct times for as many slices.
+    CheckpointError, DataError, TrainingError
+        As for :func:`train_sequence_model`.
+    """
+    task = _Task.of(repository, name, until, settings, overwrite=overwrite)
+    times = task.event_times()
+    cuts = [*task.cuts(times, slices), until]
+    building = task.target.with_name(f"{task.target.name}.slices")
+    if not resume and building.exists():
+        shutil.rmtree(building)
+    for number, cut in enumerate(cuts):
+        told = None if progress is None else progress(number, cuts)
+        place = slice_directory(building, number)
+        if not task.has(place, cut, events=int(np.searchsorted(times, to_micros(cut)))):
+            task.train(cut, place, resume=resume, device=device, progress=told)
+    models = RollingModel(tuple(Checkpoint.load(slice_directory(building, number)) for number in range(len(cuts))))
+    models.write(building)
+    if task.target.exists():
+        shutil.rmtree(task.target)
+    building.rename(task.target)
+    sync_directory(task.target.parent)
+    return models
+
+
+@dataclass(frozen=True)
+class _Task:
+    config: Config
+    model: SequenceModelConfig
+    settings: SeqGANConfig
+    until: datetime
+    target: Path
+
+    @classmethod
+    def of(
+        cls, repository: Path, name: str, until: datetime, settings: SeqGANConfig | None, *, overwrite: bool
+    ) -> _Task:
+        config = load_config(repository)
+        if name not in config.sequence_models:
+            raise ConfigError(f"unknown sequence model {name!r}; {did_you_mean(name, config.sequence_models)}")
+        model = config.sequence_models[name]
+        until = as_utc(until, name="until")
+        if until > now():
+            raise ConfigError(
+                f"until: expected a time that has passed, found {until}; later events would count as unseen"
+            )
+        target = config.path(model.checkpoint)
+        if target.exists() and not overwrite:
+            raise ConfigError(
+                f"{target}: exists; views hold its predictions, which must not be mixed with another model's: add a "
+                "model and a view of a new version, or pass --overwrite if no view has been materialised with it"
+            )
+        return cls(config, model, settings or SeqGANConfig.of(model.training, where=name), until, target)
+
+    def event_times(self) -> Ints:
+        """Return the times of all events before ``until``, ascending, in microseconds since the epoch."""
+        found = [batch.column(EVENT_TIMESTAMP).cast(pa.int64()) for batch in self._events(self.until, "time")]
+        return np.concatenate([part.to_numpy() for part in found] or [np.zeros(0, np.int64)])
+
+    def cuts(self, times: Ints, slices: int) -> list[datetime]:
+        """Return the times at which a slice ends and the next one begins."""
+        found = slice_times(times, slices) if len(times) else []
+        if len(found) != slices - 1:
+            raise ConfigError(
+                f"slices: expected {len(found) + 1} at most for {len(times)} events before {self.until}, found "
+                f"{slices}; ask for fewer"
+            )
+        return [from_micros(cut) for cut in found]
+
+    def train(
+        self, until: datetime, target: Path, *, resume: bool, device: str, progress: Progress | None
+    ) -> Checkpoint:
+        state = state_directory(target)
+        if not resume:
+            discard_state(state)
+        checkpoint = train(
+            self._events(until, "user"),
+            self.settings,
+            until=until,
+            item_vectors=self._vectors(until),
+            device=device,
+            progress=progress,
+            state=state,
         )
-    checkpoint = train(
-        tables.interactions(config, end=until - MICROSECOND, order_by="user"),
-        settings or SeqGANConfig(),
-        until=until,
-        item_vectors=_vectors(config, model, until),
-        device=device,
-        progress=progress,
-    )
-    checkpoint.save(target)
-    return checkpoint
+        checkpoint.save(target)
+        write_curves(checkpoint, target)
+        discard_state(state)
+        return checkpoint
 
+    def has(self, target: Path, until: datetime, *, events: int) -> bool:
+        """Return whether an unfinished run has trained this model, on as many events."""
+        if not target.exists():
+            return False
+        found = Checkpoint.load(target)
+        known = found.trained_until, found.manifest["config"], found.manifest["events"]
+        return known == (until, asdict(self.settings), events)
 
-def _vectors(config: Config, model: SequenceModelConfig, until: datetime) -> ItemVectors | None:
-    if model.item_vectors is None:
-        return None
-    view = feature_view(config.root, model.item_vectors)
-    return item_vectors(parts_directory(view), view.name, before=until)
+    def _events(self, until: datetime, order_by: tables.Order) -> Iterator[pa.RecordBatch]:
+        return tables.interactions(self.config, end=until - MICROSECOND, order_by=order_by)
+
+    def _vectors(self, until: datetime) -> ItemVectors | None:
+        if self.model.item_vectors is None:
+            return None
+        view = feature_view(self.config.root, self.model.item_vectors)
+        return item_vectors(parts_directory(view), view.name, before=until)

@@ -215,6 +215,8 @@ class SequenceModelConfig(_ColdStart):
     """Leave out items that the user has had already; null: as the training data suggests."""
     item_vectors: Name | None = None
     """View of item text vectors that training starts from; null: item ids alone."""
+    training: dict[str, int | float | str] = {}
+    """Settings of ``recsys_llm.seqgan.SeqGANConfig`` that differ from its defaults; `recsys-llm train` checks them."""
 
 
 class StatisticsConfig(_Section):

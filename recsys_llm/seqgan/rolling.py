@@ -16,7 +16,7 @@ A directory that holds a single checkpoint is read as one model, from its cut-of
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import NamedTuple, Self
 from recsys_llm.errors import CheckpointError
 from recsys_llm.files import canonical_json, read_signed_json, signed_json, write_synced
 from recsys_llm.seqgan.checkpoint import Checkpoint
+from recsys_llm.seqgan.histories import Ints
 from recsys_llm.timestamps import MICROSECOND
 
 SLICES_FILE = "slices.json"
@@ -123,19 +124,18 @@ def slice_directory(directory: Path, number: int) -> Path:
     return directory / _name(number)
 
 
-def slice_times(stamps: Sequence[int], slices: int) -> list[int]:
+def slice_times(stamps: Ints, slices: int) -> list[int]:
     """Return the times (microseconds) that cut sorted events into slices of about as many events each.
 
     There are ``slices - 1`` of them, or fewer where events share a time; a slice begins with the events at its time.
 
     Examples
     --------
-    >>> slice_times([1, 2, 3, 4, 5, 6], 3)
+    >>> slice_times(np.arange(1, 7), 3)
     [3, 5]
     """
-    first = stamps[0]
-    cuts = {stamps[len(stamps) * number // slices] for number in range(1, slices)}
-    return sorted(cut for cut in cuts if cut > first)
+    cuts = {int(stamps[len(stamps) * number // slices]) for number in range(1, slices)}
+    return sorted(cut for cut in cuts if cut > stamps[0])
 
 
 def _name(number: int) -> str:

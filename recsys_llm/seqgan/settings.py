@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from recsys_llm.errors import ConfigError, did_you_mean
 
@@ -86,6 +87,21 @@ class SeqGANConfig:
     """Share of the old rollout policy that is kept in each update of it. 0 (the generator itself) to 0.999."""
     seed: int = 0
     """Of everything that is drawn. Same seed, data, thread count and CPU: same checkpoint. 0 to 2^63 - 1."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], *, where: str) -> Self:
+        """Return the settings that ``values`` change; ``where`` they are from is told in errors.
+
+        Raises
+        ------
+        ConfigError
+            A name is unknown, or as the constructor.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"{where}: unknown training setting {name!r}; {did_you_mean(name, known)}")
+        return cls(**values)
 
     def __post_init__(self) -> None:
         for field in fields(self):

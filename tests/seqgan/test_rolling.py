@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from datetime import timedelta
 
+import numpy as np
 import pytest
 
 from recsys_llm.errors import CheckpointError
@@ -94,8 +95,8 @@ def test_models_that_do_not_go_together_are_refused(checkpoints):
 
 
 def test_slices_hold_about_as_many_events_each():
-    assert slice_times(list(range(100)), 4) == [25, 50, 75]
-    assert slice_times([1] * 10, 3) == []  # one time can't be cut
-    assert slice_times([1, 1, 1, 2], 2) == []
-    assert slice_times([1, 2, 2, 2], 2) == [2]
-    assert slice_times([5, 6], 1) == []
+    assert slice_times(np.arange(100), 4) == [25, 50, 75]
+    assert slice_times(np.ones(10, np.int64), 3) == []  # one time can't be cut
+    assert slice_times(np.array([1, 1, 1, 2]), 2) == []
+    assert slice_times(np.array([1, 2, 2, 2]), 2) == [2]
+    assert slice_times(np.array([5, 6]), 1) == []
