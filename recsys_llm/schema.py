@@ -35,6 +35,9 @@ CENTROID: Final = "centroid"
 NEXT_QUERY: Final = "next_query"
 """Of a user: its dot product with an item's :data:`NEXT_VECTOR` is the log-probability that the item comes next."""
 NEXT_VECTOR: Final = "next_vector"
+ROLLOUT_ITEMS: Final = "rollout_items"
+ROLLOUT_SHARES: Final = "rollout_shares"
+"""List of float: of a user's sampled continuations, the share that holds each of :data:`ROLLOUT_ITEMS`."""
 MODEL_TRAINED_UNTIL: Final = "model_trained_until"
 """String (ISO 8601, UTC): the training cut-off of the model that made a row; null where none did."""
 IS_FALLBACK: Final = "is_fallback"
@@ -88,9 +91,18 @@ TEXT_EMBEDDING: Final = "text_embedding"
 NEXT_ITEMS: Final = "next_items"
 NEXT_VECTORS: Final = "next_vectors"
 SEQUENCE_STATES: Final = "sequence_states"
+ROLLOUT_LISTS: Final = "rollout_lists"
 ITEM_STATISTICS: Final = "item_statistics"
 USER_STATISTICS: Final = "user_statistics"
-PRODUCERS: Final = (TEXT_EMBEDDING, NEXT_ITEMS, NEXT_VECTORS, SEQUENCE_STATES, ITEM_STATISTICS, USER_STATISTICS)
+PRODUCERS: Final = (
+    TEXT_EMBEDDING,
+    NEXT_ITEMS,
+    NEXT_VECTORS,
+    SEQUENCE_STATES,
+    ROLLOUT_LISTS,
+    ITEM_STATISTICS,
+    USER_STATISTICS,
+)
 
 TAG: Final = "recsys_llm"
 VECTOR_TAG: Final = "recsys_llm_vector"

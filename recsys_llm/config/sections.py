@@ -203,6 +203,15 @@ class TextEncoderConfig(_Section):
         return self
 
 
+class RolloutsConfig(_Section):
+    """Sampled continuations, for a view of the producer ``rollout_lists``."""
+
+    samples: int = Field(default=64, ge=1, le=10_000)
+    """Continuations of each history."""
+    steps: int = Field(default=5, ge=1, le=100)
+    """Items of each."""
+
+
 class SequenceModelConfig(_ColdStart):
     """A trained SeqGAN and how it is asked."""
 
@@ -215,6 +224,7 @@ class SequenceModelConfig(_ColdStart):
     """Leave out items that the user has had already; null: as the training data suggests."""
     item_vectors: Name | None = None
     """View of item text vectors that training starts from; null: item ids alone."""
+    rollouts: RolloutsConfig = RolloutsConfig()
     training: dict[str, int | float | str] = {}
     """Settings of ``recsys_llm.seqgan.SeqGANConfig`` that differ from its defaults; `recsys-llm train` checks them."""
 

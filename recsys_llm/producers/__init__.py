@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -15,14 +16,20 @@ from recsys_llm.producers.next_items import NextItems
 from recsys_llm.producers.next_vectors import NextVectors
 from recsys_llm.producers.parts import Parts
 from recsys_llm.producers.pipeline import Summary, plan, produce
+from recsys_llm.producers.rollout_lists import RolloutLists
 from recsys_llm.producers.sequence_states import SequenceStates
 from recsys_llm.producers.text_embedding import ItemTextEmbedding, UserTextEmbedding
 from recsys_llm.producers.user_statistics import UserStatistics
-from recsys_llm.schema import ITEM_STATISTICS, NEXT_ITEMS, NEXT_VECTORS, SEQUENCE_STATES, TEXT_EMBEDDING
+from recsys_llm.schema import ITEM_STATISTICS, NEXT_ITEMS, NEXT_VECTORS, ROLLOUT_LISTS, SEQUENCE_STATES, TEXT_EMBEDDING
 from recsys_llm.seqgan.rolling import RollingModel
 from recsys_llm.text import TextEncoder
 
 _Settings = TypeVar("_Settings")
+_OVER_HISTORIES: dict[str, Callable[..., Producer]] = {
+    NEXT_ITEMS: NextItems,
+    ROLLOUT_LISTS: RolloutLists,
+    SEQUENCE_STATES: SequenceStates,
+}
 
 __all__ = [
     "Ledger",
@@ -54,12 +61,12 @@ def open_producer(view: str, tag: ProducerTag, config: Config, *, device: str = 
         return (ItemTextEmbedding if tag.source == "items" else UserTextEmbedding)(config, settings, encoder)
     if tag.source != "interactions":
         raise ConfigError(f"view {view}: producer {tag.producer!r} reads 'interactions', its tag says {tag.source!r}")
-    if tag.producer in (NEXT_ITEMS, NEXT_VECTORS, SEQUENCE_STATES):
+    if tag.producer == NEXT_VECTORS or tag.producer in _OVER_HISTORIES:
         model = _model(view, tag, config.sequence_models, "sequence_models")
         models = RollingModel.load(config.path(model.checkpoint))
         if tag.producer == NEXT_VECTORS:
             return NextVectors(config, model, models)
-        return (NextItems if tag.producer == NEXT_ITEMS else SequenceStates)(config, model, models, device=device)
+        return _OVER_HISTORIES[tag.producer](config, model, models, device=device)
     return ItemStatistics(config) if tag.producer == ITEM_STATISTICS else UserStatistics(config)
 
 

@@ -12,11 +12,9 @@ import pyarrow as pa
 from recsys_llm.config import Config, SequenceModelConfig
 from recsys_llm.producers.arrays import list_array
 from recsys_llm.producers.base import Due
-from recsys_llm.producers.cutoff import check_cutoff
 from recsys_llm.producers.hashing import content_hashes
 from recsys_llm.producers.over_histories import OverHistories, model_manifest
 from recsys_llm.producers.popular_items import Popular, popular_items
-from recsys_llm.producers.user_rows import refuse_reserved, user_rows, whole_users
 from recsys_llm.schema import (
     CENTROID,
     CONTENT_HASH,
@@ -36,7 +34,7 @@ from recsys_llm.seqgan import Checkpoint, next_items
 from recsys_llm.seqgan.prediction import NextItems as Predicted
 from recsys_llm.seqgan.prediction import centroids
 from recsys_llm.seqgan.rolling import RollingModel, Span
-from recsys_llm.timestamps import TIMESTAMP, parse_granularity
+from recsys_llm.timestamps import TIMESTAMP
 
 _MODEL = "model"
 
@@ -72,26 +70,9 @@ class NextItems(OverHistories):
             self.manifest["encoder_fingerprint"] = models.newest.encoder_fingerprint
 
     def inputs(self, start: datetime, end: datetime) -> Iterator[Due]:
-        """Yield the predictions due in (start, end].
-
-        Raises
-        ------
-        LeakageError
-            ``end`` lies before the first training cut-off, so every row would come from its own future.
-        RowError
-            A user has a reserved id.
-        """
-        check_cutoff(self.settings.checkpoint, self.models.checkpoints[0].trained_until, end)
-        period = parse_granularity(self.settings.granularity)
-        spans = list(self.models.spans(start, end))
-        for events in whole_users(self.config, end):
-            refuse_reserved(events.column(USER_ID).unique().to_pylist(), "sources.interactions")
-            for span in spans:
-                cutoff = self.models.checkpoints[span.number].trained_until
-                rows = user_rows(events, period=period, start=span.start, end=span.end, not_before=cutoff)
-                if len(rows.stamp):
-                    yield self.due(events, rows, span.number, self.manifest["fingerprint"])
-        for span in spans:
+        """Yield the rows due in (start, end], then those of cold users; see :meth:`OverHistories.due_rows`."""
+        yield from self.due_rows(start, end)
+        for span in self.models.spans(start, end):
             yield from self._cold_users(span)
 
     def compute(self, rows: pa.RecordBatch, events: pa.RecordBatch | None) -> pa.RecordBatch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import datetime
 from hashlib import blake2b
 
 import numpy as np
@@ -9,13 +11,14 @@ import pyarrow as pa
 
 from recsys_llm.config import Config, SequenceModelConfig
 from recsys_llm.producers.base import Due
+from recsys_llm.producers.cutoff import check_cutoff
 from recsys_llm.producers.hashing import HASH_BYTES, content_hashes, fingerprint_of
-from recsys_llm.producers.user_rows import UserRows, new_events
+from recsys_llm.producers.user_rows import UserRows, new_events, refuse_reserved, user_rows, whole_users
 from recsys_llm.schema import CONTENT_HASH, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from recsys_llm.seqgan import Histories
 from recsys_llm.seqgan.histories import Ints
 from recsys_llm.seqgan.rolling import RollingModel
-from recsys_llm.timestamps import TIMESTAMP
+from recsys_llm.timestamps import TIMESTAMP, parse_granularity
 
 _FIRST = "first"
 _END = "end"
@@ -26,6 +29,7 @@ class OverHistories:
     """Part of the producers whose rows are computed from users' histories by a sequence model."""
 
     features: pa.Schema
+    manifest: dict[str, str]
     join_key = USER_ID
     unit = "rows"
 
@@ -41,7 +45,28 @@ class OverHistories:
         """Return the number of rows."""
         return int(rows.num_rows)
 
-    def due(self, events: pa.RecordBatch, rows: UserRows, model: int, fingerprint: str) -> Due:
+    def due_rows(self, start: datetime, end: datetime) -> Iterator[Due]:
+        """Yield the rows due in (start, end], each of the newest model whose training cut-off lies before it.
+
+        Raises
+        ------
+        LeakageError
+            ``end`` lies before the first training cut-off, so every row would come from its own future.
+        RowError
+            A user has a reserved id.
+        """
+        check_cutoff(self.settings.checkpoint, self.models.checkpoints[0].trained_until, end)
+        period = parse_granularity(self.settings.granularity)
+        spans = list(self.models.spans(start, end))
+        for events in whole_users(self.config, end):
+            refuse_reserved(events.column(USER_ID).unique().to_pylist(), "sources.interactions")
+            for span in spans:
+                cutoff = self.models.checkpoints[span.number].trained_until
+                rows = user_rows(events, period=period, start=span.start, end=span.end, not_before=cutoff)
+                if len(rows.stamp):
+                    yield self.due(events, rows, span.number)
+
+    def due(self, events: pa.RecordBatch, rows: UserRows, model: int) -> Due:
         """Return ``rows`` with the hash of all that they depend on; ``model`` is the place of the one that makes
         them.
         """
@@ -53,7 +78,7 @@ class OverHistories:
             _FIRST: pa.array(rows.first),
             _END: pa.array(rows.end),
             _MODEL: pa.array(np.full(len(keys), model)),
-            CONTENT_HASH: content_hashes(fingerprint, [keys, stamps, _prefix_hashes(events, rows)]),
+            CONTENT_HASH: content_hashes(self.manifest["fingerprint"], [keys, stamps, _prefix_hashes(events, rows)]),
         }
         return Due(pa.RecordBatch.from_pydict(columns), events)
 

@@ -55,7 +55,7 @@ class SequenceStates(OverHistories):
         for events in whole_users(self.config, end):
             rows = _newest(user_rows(events, period=period, start=start, end=end, not_before=cutoff))
             if len(rows.stamp):
-                yield self.due(events, rows, len(self.models.checkpoints) - 1, self.manifest["fingerprint"])
+                yield self.due(events, rows, len(self.models.checkpoints) - 1)
 
     def compute(self, rows: pa.RecordBatch, events: pa.RecordBatch | None) -> pa.RecordBatch:
         """Read the history of each of ``rows``."""

@@ -16,6 +16,7 @@ from recsys_llm.config import SequenceModelConfig
 from recsys_llm.errors import LeakageError, RowError
 from recsys_llm.producers.next_items import NextItems
 from recsys_llm.producers.next_vectors import NextVectors
+from recsys_llm.producers.rollout_lists import RolloutLists
 from recsys_llm.producers.sequence_states import SequenceStates
 from recsys_llm.seqgan import Histories, ItemVectors, SeqGANConfig, next_items, train
 from recsys_llm.seqgan.rolling import RollingModel
@@ -157,6 +158,21 @@ def test_a_state_is_the_newest_of_its_user(models, world, end):
     assert {row["user_id"]: row["event_timestamp"] for row in found} == {user: row[0] for user, row in newest.items()}
     for row in found:
         assert from_micros(row["newest_event"]) == max(time for *_, time in newest[row["user_id"]][1])
+
+
+@settings(max_examples=20, deadline=None)
+@given(world=worlds, end=moments)
+def test_rollout_lists_are_due_where_next_items_are_and_come_out_the_same_again(models, world, end):
+    if end < CUTOFFS[0]:
+        return
+    found = rows_of(RolloutLists, world, models, (LONG_AGO, end))
+    assert {(row["user_id"], row["event_timestamp"]) for row in found} == set(
+        expected_rows(world, models, LONG_AGO, end)
+    )
+    for row in found:
+        assert 0 < len(row["rollout_items"]) == len(row["rollout_shares"]) <= TOP_N
+        assert all(0 < share <= 1 for share in row["rollout_shares"])
+    assert rows_of(RolloutLists, world, models, (LONG_AGO, end)) == found
 
 
 def test_each_models_item_vectors_are_valid_from_its_cutoff(models):
