@@ -90,6 +90,11 @@ class NextItemsStream:
     FingerprintError
         A view holds rows of another model than the one at hand.
 
+    Attributes
+    ----------
+    store
+        The Feast store.
+
     Examples
     --------
     ::
@@ -108,7 +113,7 @@ class NextItemsStream:
         device: str = "auto",
         now: Callable[[], datetime] = clock.now,
     ) -> None:
-        self._store = open_store(repository, config_file=config_file)
+        self.store = open_store(repository, config_file=config_file)
         self._config = load_config(repository)
         self._now = now
         self._device = device
@@ -190,7 +195,7 @@ class NextItemsStream:
         """Return the stored states of users; those of newcomers begin."""
         references = [f"{self._states_view}:{name}" for name in _STATE_FEATURES]
         found: dict[str, list[Any]] = (
-            self._store.get_online_features(references, [{USER_ID: user} for user in users]).to_dict() if users else {}
+            self.store.get_online_features(references, [{USER_ID: user} for user in users]).to_dict() if users else {}
         )
         begin = opening_states(self._states.models.newest, 1)
         columns = zip(*(found.get(name, []) for name in _STATE_FEATURES), strict=True)
@@ -236,7 +241,7 @@ class NextItemsStream:
             )
 
     def _view(self, name: str) -> Any:
-        views = {view.name: view for view in self._store.list_feature_views()}
+        views = {view.name: view for view in self.store.list_feature_views()}
         if name not in views:
             raise ConfigError(f"unknown feature view {name!r}; {did_you_mean(name, views)} (run `feast apply`)")
         if not views[name].materialization_intervals:
@@ -256,5 +261,5 @@ class NextItemsStream:
         return producer
 
     def _publisher(self, view: Any) -> OnlinePublisher:
-        online = self._store.provider.online_store
-        return OnlinePublisher(self._store.config, online, self._store.registry, view)
+        online = self.store.provider.online_store
+        return OnlinePublisher(self.store.config, online, self.store.registry, view)

@@ -142,6 +142,22 @@ def backfill(
     _finish(content, json_file)
 
 
+@app.command()
+def advance(
+    runs: Annotated[int, typer.Option(min=3, help="Of each side, in turns.")] = 15,
+    json_file: JsonFile = None,
+) -> None:
+    """Time new events of users with long histories, through an online store of its own, against reading all again.
+
+    Example: recsys-llm bench advance --json advance.json
+    """
+    from recsys_llm.commands.bench_advance import run_advance
+
+    with TemporaryDirectory() as folder:
+        content = run_advance(Path(folder), runs=runs)
+    _finish(content, json_file)
+
+
 def _finish(content: dict[str, Any], json_file: Path | None) -> None:
     from recsys_llm.bench.report import show_report, write_report
 

@@ -39,11 +39,11 @@ class GRU4RecConfig:
     dropout: float = 0.2
     learning_rate: float = 0.003
     negatives: int = 1024
-    batch: int = 64
+    batch: int = 16
     """Windows per gradient step."""
-    epochs: int = 12
+    epochs: int = 30
     """At most; of the chosen settings, as many as were best on the validation slice."""
-    patience: int = 2
+    patience: int = 3
 
 
 GRID = (GRU4RecConfig(), GRU4RecConfig(dim=128, dropout=0.4))
