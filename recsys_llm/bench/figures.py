@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,76 @@ def _text_quality(reports: Path) -> str:
     return _table(head, rows)
 
 
+def _next_items(reports: Path) -> str:
+    rows = []
+    for data, label in _DATA_SETS.items():
+        for result in _read(reports, f"next_items_{data}")["results"]:
+            metrics, seconds = result["metrics"], statistics.mean(result["training_seconds"])
+            low, high = metrics["ndcg_at_10"]["ci95"]
+            cold = metrics.get("cold_among_cold_ndcg_at_10")
+            rows.append(
+                [
+                    label,
+                    result["name"],
+                    str(result["seeds"]),
+                    f"{metrics['ndcg_at_10']['value']:.4f} ({low:.4f} to {high:.4f})",
+                    f"{metrics['hr_at_10']['value']:.4f}",
+                    "" if cold is None else f"{cold['value']:.4f}",
+                    f"{result['coverage']:.2f}",
+                    f"{seconds:,.0f}",
+                ]
+            )
+    head = ["data", "contestant", "seeds", "NDCG@10 (95%)", "HR@10", "NDCG@10 among cold items", "coverage"]
+    return _table([*head, "training, s"], rows)
+
+
+def _next_items_targets(reports: Path) -> str:
+    rows = []
+    for data, label in _DATA_SETS.items():
+        rows += [[label, *cells] for cells in _targets(_read(reports, f"next_items_{data}"))]
+    return _table(["data", "figure", "target", "found", ""], rows)
+
+
+def _seqgan_speed(reports: Path) -> str:
+    commands = ("rollout", "backfill", "advance")
+    rows = [[f"`bench {name}`", *cells] for name in commands for cells in _targets(_read(reports, name))]
+    return _table(["command", "figure", "target", "found", ""], rows)
+
+
+def _oracle(reports: Path) -> str:
+    report = _read(reports, "oracle")
+    rows = []
+    for result in report["results"]:
+        metrics = (result["metrics"][name]["value"] for name in ("nll_oracle", "nll_test", "entropy", "distinct_2"))
+        matched = result.get("difference_at_matched_entropy")
+        cells = ("", "", "")
+        if matched is not None:
+            cells = (_interval(matched["nll_oracle"]), _interval(matched["nll_test"]), result["verdict"])
+        rows.append([result["name"], *(f"{value:.3f}" for value in metrics), *cells])
+    head = ["recipe", "NLL_oracle", "NLL_test", "H(G)", "distinct-2"]
+    return _table([*head, "NLL_oracle at the same entropy (95%)", "NLL_test likewise", ""], rows)
+
+
+def _targets(report: Report) -> Iterator[list[str]]:
+    """Yield figure, target, value and whether it is met, of each target."""
+    for target in report["targets"]:
+        value = "not measured" if target["value"] is None else f"{target['value']:.3g}"
+        if "ci95" in target:
+            low, high = target["ci95"]
+            value = f"{target['value']:+.4f} ({low:+.4f} to {high:+.4f})"
+        met = "met" if target["met"] else target.get("verdict", "not met")
+        yield [target["name"].replace("_", " "), target["target"], value, met]
+
+
+def _interval(figure: dict[str, Any]) -> str:
+    if figure["value"] is None:
+        return "outside the sweep"
+    if figure["ci95"] is None:
+        return f"{figure['value']:+.3f}"
+    low, high = figure["ci95"]
+    return f"{figure['value']:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
 def _with_difference(figure: dict[str, Any] | None) -> tuple[str, str]:
     if figure is None:
         return "", ""
@@ -119,6 +190,10 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "ranking": _ranking,
     "encoder_speed": _encoder_speed,
     "text_quality": _text_quality,
+    "next_items": _next_items,
+    "next_items_targets": _next_items_targets,
+    "seqgan_speed": _seqgan_speed,
+    "oracle": _oracle,
 }
 """By the name in the mark."""
 
