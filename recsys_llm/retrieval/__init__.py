@@ -1,9 +1,32 @@
 """Reading features: training sets as of each example's time, and lookups for one user and many candidates."""
 
-from recsys_llm.retrieval.blocks import EntityBlock, FeatureBatch, Status
-from recsys_llm.retrieval.client import FeatureClient
-from recsys_llm.retrieval.pairwise import PAIRWISE
-from recsys_llm.retrieval.store import open_store
-from recsys_llm.retrieval.training import TrainingSet
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recsys_llm.retrieval.blocks import EntityBlock, FeatureBatch, Status
+    from recsys_llm.retrieval.client import FeatureClient
+    from recsys_llm.retrieval.pairwise import PAIRWISE
+    from recsys_llm.retrieval.store import open_store
+    from recsys_llm.retrieval.training import TrainingSet
 
 __all__ = ["PAIRWISE", "EntityBlock", "FeatureBatch", "FeatureClient", "Status", "TrainingSet", "open_store"]
+
+_HOMES = {
+    "PAIRWISE": "pairwise",
+    "EntityBlock": "blocks",
+    "FeatureBatch": "blocks",
+    "FeatureClient": "client",
+    "Status": "blocks",
+    "TrainingSet": "training",
+    "open_store": "store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Serving needs neither pandas nor pyarrow.
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
