@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from recsys_llm import schema
+from recsys_llm.errors import DataError
+from recsys_llm.retrieval import open_store
 from recsys_llm.timestamps import TIMESTAMP
 
 DIMENSION = 384
@@ -21,6 +24,8 @@ PREDICTED = 20
 SERVICE = "bench"
 USER_KEY = "u42"
 WRITE_ROWS = 500
+FEATURES = "data/features"
+"""Where a repository of `recsys-llm init` keeps its parts."""
 
 _FLOATS, _STRINGS = pa.list_(pa.float32()), pa.list_(pa.string())
 _VECTOR = {schema.EMBEDDING: _FLOATS}
@@ -42,7 +47,9 @@ class World:
 
     store: Any
     """``feast.FeatureStore``."""
+    user: str
     items: tuple[str, ...]
+    service: str
 
 
 def build_world(folder: Path, *, items: int, store: str, redis_url: str | None, seed: int = 0) -> World:
@@ -81,12 +88,34 @@ def build_world(folder: Path, *, items: int, store: str, redis_url: str | None, 
         keys = catalogue if entity == schema.ITEM else (USER_KEY,)
         for start in range(0, len(keys), WRITE_ROWS):
             _write(opened, views[name], _rows(features, keys[start : start + WRITE_ROWS], catalogue, rng))
-    return World(opened, catalogue)
+    return World(opened, USER_KEY, catalogue, SERVICE)
+
+
+def world_of(repository: Path, items: int) -> World:
+    """Return a user and items of a materialised repository.
+
+    Raises
+    ------
+    DataError
+        It holds none, or too few items.
+    """
+    users = _keys(repository, schema.USER_STATS, schema.USER_ID)
+    catalogue = _keys(repository, schema.ITEM_TEXT_EMBEDDING, schema.ITEM_ID)
+    if len(catalogue) < items:
+        raise DataError(f"{repository}: holds {len(catalogue)} items, fewer than {items} candidates; ask for fewer")
+    return World(open_store(repository), users[0], tuple(catalogue), schema.RANKER)
 
 
 def drop_world(world: World) -> None:
     """Remove the repository's rows from its online store: a Redis that was given holds other things too."""
     world.store.teardown()
+
+
+def _keys(repository: Path, view: str, key: str) -> list[str]:
+    parts = repository / FEATURES / view
+    if not parts.is_dir():
+        raise DataError(f"{parts}: not there; run `feast materialize` first")
+    return sorted(set(ds.dataset(parts, format="parquet").to_table(columns=[key]).column(key).to_pylist()))
 
 
 def _redis_config(url: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class RedisReader:
 
     def __init__(self, client: Callable[[], Any], layout: Callable[[View], RedisLayout]) -> None:
         self._client = client
-        self._layout = layout
+        self.layout = layout
         self._commands: dict[tuple[View, ...], Commands] = {}
 
     def read(self, requests: Sequence[Request]) -> list[list[StoredRows]]:
@@ -52,7 +52,7 @@ class RedisReader:
         if views not in self._commands:
             if len(self._commands) >= MAX_COMMANDS:
                 self._commands.clear()
-            self._commands[views] = Commands([self._layout(view) for view in views])
+            self._commands[views] = Commands([self.layout(view) for view in views])
         return self._commands[views]
 
     def close(self) -> None:

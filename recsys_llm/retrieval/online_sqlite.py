@@ -37,7 +37,7 @@ class SqliteReader:
 
     def __init__(self, path: Path, layout: Callable[[View], SqliteLayout]) -> None:
         self.path = path
-        self._layout = layout
+        self.layout = layout
         self._local = threading.local()
         self._opened: list[sqlite3.Connection] = []
 
@@ -52,7 +52,7 @@ class SqliteReader:
         self._local = threading.local()
 
     def _read(self, request: Request) -> list[StoredRows]:
-        layouts = [self._layout(view) for view in request.views]
+        layouts = [self.layout(view) for view in request.views]
         keys = layouts[0].key.keys(request.ids)
         columns: dict[tuple[int, str], Sequence[bytes | None]] = {}
         stamps = [np.full(len(keys), NO_ROW, dtype=np.int64) for _ in request.views]

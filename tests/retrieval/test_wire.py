@@ -122,8 +122,10 @@ def view_of(kind, dimension=None):
     return View("v", "item", 0, (feature,), False, None, None), feature
 
 
-@given(st.lists(st.tuples(SECONDS, st.integers(0, 10**9 - 1) | st.just(0)), max_size=20), st.booleans())
-@example([(0, 0), (0, 5_000), (2**31, 0), (-1, 999_999_999), (268435455, 0), (268435456, 0)], True)
+@given(st.lists(st.tuples(SECONDS, st.integers(0, 10**9 - 1) | st.just(0)), max_size=40), st.booleans())
+@example([(0, 0), (0, 5_000), (2**31, 0), (-1, 999_999_999), (268435455, 0), (268435456, 0)] * 2, True)
+@example([(1_700_000_000 + n, 0) for n in range(20)], False)
+@example([(1_700_000_000, 999_999_999)] * 20, True)
 def test_timestamps_are_protobufs(times, gaps):
     data = [stamp(*time) for time in times] + [None] * gaps
     expected = [seconds * 1_000_000 + nanos // 1_000 for seconds, nanos in times] + [0] * gaps
@@ -137,6 +139,8 @@ def test_altered_timestamps_are_named(altered):
     view, _ = view_of(Kind.SCALAR)
     with pytest.raises(LayoutError, match="view v, item_id='b': expected a timestamp, found"):
         decode_timestamps([stamp(1, 0), altered], view, ["a", "b"])
+    with pytest.raises(LayoutError, match="view v, item_id='b': expected a timestamp, found"):
+        decode_timestamps([stamp(1, 0), altered, *[stamp(2, 3)] * 30], view, ["a", "b", *"c" * 30])
 
 
 SCALARS = st.one_of(
