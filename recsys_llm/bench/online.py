@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from recsys_llm import schema
+from recsys_llm.bench.cold_start import measure_cold_start
 from recsys_llm.bench.online_world import World, build_world, drop_world, world_of
 from recsys_llm.bench.redis_server import redis_server
 from recsys_llm.bench.report import report
@@ -94,6 +95,7 @@ def measure(world: World, *, candidates: int, runs: int) -> dict[str, Any]:
         _check_equal(ours(), sides["feast"](), "lookup")
         times = interleaved(sides, runs)
         peaks = {name: _peak_mib(side) for name, side in sides.items()}
+        starts, start_targets = _cold_start(world, client, items, features[schema.ITEM])
     milliseconds = {name: 1000 * np.array(values) for name, values in times.items()}
     medians = {name: float(np.median(values)) for name, values in milliseconds.items()}
     results = [
@@ -108,7 +110,16 @@ def measure(world: World, *, candidates: int, runs: int) -> dict[str, Any]:
     ]
     kind = world.store.config.online_store.type
     settings = {"candidates": candidates, "store": kind, "runs": runs, "features": len(service.references)}
-    return report("bench online", settings=settings, results=results, targets=_targets(kind, candidates, milliseconds))
+    targets = [*_targets(kind, candidates, milliseconds), *start_targets]
+    return report("bench online", settings=settings, results=[*results, *starts], targets=targets)
+
+
+def _cold_start(
+    world: World, client: FeatureClient, items: Sequence[str], features: Sequence[Feature]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    vector = next((feature.column for feature in features if feature.kind is Kind.VECTOR), None)
+    served = is_redis(world.store.config) or is_sqlite(world.store.config)
+    return measure_cold_start(world, client, items, vector) if served and vector else ([], [])
 
 
 def _targets(store: str, candidates: int, milliseconds: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -8,17 +8,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recsys_llm.retrieval.blocks import EntityBlock, FeatureBatch, Status
     from recsys_llm.retrieval.client import FeatureClient
+    from recsys_llm.retrieval.lookup_client import LookupClient
     from recsys_llm.retrieval.pairwise import PAIRWISE
     from recsys_llm.retrieval.store import open_store
     from recsys_llm.retrieval.training import TrainingSet
 
-__all__ = ["PAIRWISE", "EntityBlock", "FeatureBatch", "FeatureClient", "Status", "TrainingSet", "open_store"]
+__all__ = [
+    "PAIRWISE",
+    "EntityBlock",
+    "FeatureBatch",
+    "FeatureClient",
+    "LookupClient",
+    "Status",
+    "TrainingSet",
+    "open_store",
+]
 
 _HOMES = {
     "PAIRWISE": "pairwise",
     "EntityBlock": "blocks",
     "FeatureBatch": "blocks",
     "FeatureClient": "client",
+    "LookupClient": "lookup_client",
     "Status": "blocks",
     "TrainingSet": "training",
     "open_store": "store",
