@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recsys_llm.retrieval.blocks import EntityBlock, FeatureBatch, Status
     from recsys_llm.retrieval.client import FeatureClient
+    from recsys_llm.retrieval.item_cache import CacheSettings, CacheStats
     from recsys_llm.retrieval.lookup_client import LookupClient
     from recsys_llm.retrieval.pairwise import PAIRWISE
     from recsys_llm.retrieval.store import open_store
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PAIRWISE",
+    "CacheSettings",
+    "CacheStats",
     "EntityBlock",
     "FeatureBatch",
     "FeatureClient",
@@ -26,6 +29,8 @@ __all__ = [
 
 _HOMES = {
     "PAIRWISE": "pairwise",
+    "CacheSettings": "item_cache",
+    "CacheStats": "item_cache",
     "EntityBlock": "blocks",
     "FeatureBatch": "blocks",
     "FeatureClient": "client",

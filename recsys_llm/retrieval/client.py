@@ -14,9 +14,11 @@ from recsys_llm import timestamps as clock
 from recsys_llm.errors import SchemaError, ServiceError, did_you_mean
 from recsys_llm.retrieval import parts
 from recsys_llm.retrieval.blocks import EntityBlock
+from recsys_llm.retrieval.caches import ItemCaches
 from recsys_llm.retrieval.cold_start import segments_of, user_history
 from recsys_llm.retrieval.examples import Ids, Micros, check_examples, check_ids, check_timestamps
 from recsys_llm.retrieval.history import distinct_pairs, history
+from recsys_llm.retrieval.item_cache import CacheSettings, CacheStats
 from recsys_llm.retrieval.lookup import Lookup
 from recsys_llm.retrieval.online import OnlineReader, open_reader
 from recsys_llm.retrieval.online_client import OnlineClient
@@ -46,6 +48,8 @@ class FeatureClient(OnlineClient):
         Another file in the repository, such as ``feature_store.prod.yaml``.
     now
         The clock that ttl is measured with.
+    item_cache
+        Keep rows of items in this process between lookups; None: read them each time.
 
     Examples
     --------
@@ -63,6 +67,7 @@ class FeatureClient(OnlineClient):
         store: feast.FeatureStore | None = None,
         config_file: str | None = None,
         now: Callable[[], datetime] = clock.now,
+        item_cache: CacheSettings | None = None,
     ) -> None:
         if (repository is None) == (store is None):
             raise SchemaError("FeatureClient: expected either a repository or store=, found both or none; give one")
@@ -75,6 +80,7 @@ class FeatureClient(OnlineClient):
         self._provenance: dict[str, dict[str, Provenance]] = {}
         self._reader: OnlineReader | None = None
         self._lookups: dict[str, Lookup] = {}
+        self._caches = ItemCaches(item_cache) if item_cache is not None else None
         self._confirmed: set[str] = set()
         """Services that the registry, read again, still has as they are."""
 
@@ -232,6 +238,8 @@ class FeatureClient(OnlineClient):
         """Close connections that the client opened itself."""
         with self._lock:
             self._lookups.clear()
+            if self._caches is not None:
+                self._caches.close()
             if self._reader is not None:
                 self._reader.close()
                 self._reader = None
@@ -256,13 +264,19 @@ class FeatureClient(OnlineClient):
         first, rows = distinct_pairs(ids, micros)
         return history(self.store, service.of(entity), entity, ids[first], micros[first]), rows
 
+    def cache_stats(self, service: str) -> CacheStats:
+        """Return hits, misses and sizes of the item cache of a service; zeros without one."""
+        return self._caches.stats(service) if self._caches is not None else CacheStats()
+
     def _lookup(self, service: str | None) -> Lookup:
         with self._lock:  # a refresh in between would pair one version's columns with another's fingerprints
             resolved = self.resolve(service)
             if resolved.name not in self._lookups:
                 made = self._made(resolved.name)
+                fingerprints, reader = _fingerprints(made), self._online()
+                cache = self._caches.of(resolved, reader, fingerprints) if self._caches is not None else None
                 self._lookups[resolved.name] = Lookup(
-                    resolved, self._online(), self._now, _fingerprints(made), _bridges(made), self._learn
+                    resolved, reader, self._now, fingerprints, _bridges(made), self._learn, cache
                 )
             return self._lookups[resolved.name]
 

@@ -24,6 +24,25 @@ class KeyForm:
         """Return the key of an entity."""
         return self.keys([id_])[0]
 
+    def id_of(self, key: bytes) -> str | None:
+        """Return the id in a key; None where the key has another form.
+
+        Examples
+        --------
+        >>> form = KeyForm(b"item_id", b"shop")
+        >>> form.id_of(form.key("42")), form.id_of(b"another")
+        ('42', None)
+        """
+        start, end = len(self.head) + 4, len(key) - len(self.tail)
+        if not key.startswith(self.head) or not key.endswith(self.tail) or end < start:
+            return None
+        if key[len(self.head) : start] != struct.pack("<I", end - start):
+            return None
+        try:
+            return key[start:end].decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+
     def keys(self, ids: Sequence[str]) -> list[bytes]:
         """Return the keys of entities."""
         encoded = [id_.encode("utf-8") for id_ in ids]

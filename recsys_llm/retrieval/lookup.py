@@ -13,6 +13,7 @@ from recsys_llm.errors import SchemaError
 from recsys_llm.retrieval.blocks import EntityBlock, FeatureBatch
 from recsys_llm.retrieval.fallback import cold_views, filled_now
 from recsys_llm.retrieval.ids import check_id, checked_list
+from recsys_llm.retrieval.item_cache import ItemCache
 from recsys_llm.retrieval.online import OnlineReader, Request, decoded, settled
 from recsys_llm.retrieval.service import Service, known_dimensions, unmeasured
 from recsys_llm.retrieval.stored import Rows
@@ -37,6 +38,8 @@ class Lookup:
         As :class:`FeatureBatch` has them.
     learnt
         Told of the service when lengths of vectors have become known by reading them.
+    cache
+        Of the items; None: they are read with the user.
     """
 
     def __init__(
@@ -47,11 +50,13 @@ class Lookup:
         fingerprints: Mapping[str, str | None],
         bridges: Mapping[str, str],
         learnt: Callable[[Service], None],
+        cache: ItemCache | None = None,
     ) -> None:
         self.reader = reader
         self.now = now
         self.fingerprints = fingerprints
         self.bridges = bridges
+        self.cache = cache
         self._learnt = learnt
         self._take(service)
 
@@ -79,10 +84,15 @@ class Lookup:
         """Read the distinct users and items of one or more requests, in one round trip where all have rows."""
         users, items_of, cold = self._views
         ids, rows = _distinct([user for user, _ in people])
-        requests = [Request(USER, users, ids), Request(ITEM, items_of, items)]
-        stored = self.reader.read(requests)
+        of_users, of_items = Request(USER, users, ids), Request(ITEM, items_of, items)
+        if self.cache is not None and items_of:
+            (found,) = self.reader.read([of_users])
+            item_rows = self.cache.read(of_items)
+        else:
+            found, found_items = self.reader.read([of_users, of_items])
+            item_rows = decoded(of_items, found_items)
         now = to_micros(self.now())
-        user, item = (settled(asked, decoded(asked, found), now) for asked, found in zip(requests, stored, strict=True))
+        user, item = settled(of_users, decoded(of_users, found), now), settled(of_items, item_rows, now)
         if len(ids) < len(people):  # one user in two segments
             user = user.take(rows)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from recsys_llm import timestamps as clock
 from recsys_llm.errors import ConfigError, ServiceError
+from recsys_llm.retrieval.caches import ItemCaches
+from recsys_llm.retrieval.item_cache import CacheSettings, CacheStats
 from recsys_llm.retrieval.lookup import Lookup
 from recsys_llm.retrieval.online import OnlineReader
 from recsys_llm.retrieval.online_client import OnlineClient
@@ -32,6 +34,8 @@ class LookupClient(OnlineClient):
         Instead: a client that is open already, such as one of a cluster.
     now
         The clock that ttl is measured with.
+    item_cache
+        Keep rows of items in this process between lookups; None: read them each time.
 
     Raises
     ------
@@ -53,6 +57,7 @@ class LookupClient(OnlineClient):
         redis_options: Mapping[str, Any] | None = None,
         redis: Any = None,
         now: Callable[[], datetime] = clock.now,
+        item_cache: CacheSettings | None = None,
     ) -> None:
         self._manifest = read_manifest(Path(manifest))
         self._redis = redis
@@ -61,7 +66,9 @@ class LookupClient(OnlineClient):
             self._redis = _connect(self._manifest, dict(redis_options or {}), Path(manifest))
         self._reader = self._open()
         made = self._manifest
-        self._only = Lookup(made.service, self._reader, now, made.fingerprints, made.bridges, lambda _: None)
+        self._caches = ItemCaches(item_cache) if item_cache is not None else None
+        cache = self._caches.of(made.service, self._reader, made.fingerprints) if self._caches is not None else None
+        self._only = Lookup(made.service, self._reader, now, made.fingerprints, made.bridges, lambda _: None, cache)
 
     def resolve(self, service: str | None = None) -> Service:
         """Return what is read.
@@ -87,8 +94,15 @@ class LookupClient(OnlineClient):
         self.resolve(service)
         return dict(self._manifest.bridges)
 
+    def cache_stats(self, service: str | None = None) -> CacheStats:
+        """Return hits, misses and sizes of the item cache; zeros without one."""
+        name = self.resolve(service).name
+        return self._caches.stats(name) if self._caches is not None else CacheStats()
+
     def close(self) -> None:
         """Close connections that the client opened itself."""
+        if self._caches is not None:
+            self._caches.close()
         self._reader.close()
         if self._owns_redis and self._redis is not None:
             self._redis.close()

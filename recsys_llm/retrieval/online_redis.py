@@ -31,7 +31,7 @@ class RedisReader:
     """
 
     def __init__(self, client: Callable[[], Any], layout: Callable[[View], RedisLayout]) -> None:
-        self._client = client
+        self.client = client
         self.layout = layout
         self._commands: dict[tuple[View, ...], Commands] = {}
 
@@ -59,7 +59,7 @@ class RedisReader:
         """Do nothing: the client is somebody else's."""
 
     def _exchange(self, packed: bytes, asked: list[tuple[Request, Commands]]) -> list[Any]:
-        client = self._client()
+        client = self.client()
         try:
             if isinstance(client, redis.Redis):
                 return exchange(client, packed, sum(len(request.ids) for request, _ in asked))

@@ -64,14 +64,27 @@ def send_and_read(connection: Any, packed: bytes, count: int) -> list[Any]:
         raise
 
 
+def parses_pushes() -> bool:
+    """Return whether redis-py's default parser tells pushed messages from replies: hiredis does since 3.2."""
+    try:
+        import hiredis
+    except ImportError:
+        return True  # redis-py's own
+    return hasattr(hiredis, "PushNotification")
+
+
 def _read_hiredis(parser: Any, count: int) -> list[Any]:
     gets, read = parser._reader.gets, parser.read_from_socket
-    replies = []
-    for _ in range(count):
+    push = getattr(parser, "_hiredis_PushNotificationType", None)
+    replies: list[Any] = []
+    while len(replies) < count:
         reply = gets(False)
-        while reply is NOT_ENOUGH_DATA:
+        if reply is NOT_ENOUGH_DATA:
             read()
-            reply = gets(False)
+            continue
+        if reply.__class__ is push:
+            parser.handle_push_response(reply)
+            continue
         if isinstance(reply, redis.ConnectionError):  # the server is going away, or wants a password
             raise reply
         replies.append(reply)
