@@ -6,16 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recsys_llm.retrieval import FeatureBatch, FeatureClient, TrainingSet
+    from recsys_llm.retrieval import FeatureBatch, FeatureClient, LookupClient, TrainingSet
     from recsys_llm.text import TextEncoder
 
 __version__ = "0.1.0"
 
-__all__ = ["FeatureBatch", "FeatureClient", "TextEncoder", "TrainingSet", "__version__"]
+__all__ = ["FeatureBatch", "FeatureClient", "LookupClient", "TextEncoder", "TrainingSet", "__version__"]
 
 _HOMES = {
     "FeatureBatch": "recsys_llm.retrieval",
     "FeatureClient": "recsys_llm.retrieval",
+    "LookupClient": "recsys_llm.retrieval",
     "TrainingSet": "recsys_llm.retrieval",
     "TextEncoder": "recsys_llm.text",
 }

@@ -164,6 +164,26 @@ def explain(
         write_report(json_file, {"command": "explain", **found.as_dict()})
 
 
+@app.command(name="export-serving")
+def export_serving(
+    service: Annotated[str, typer.Argument(help="A feature service.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    repository: Repository = Path("."),
+    store_file: migrate_cli.StoreFile = None,
+) -> None:
+    """Write what LookupClient needs to read SERVICE from Redis or sqlite without Feast; no password is in it.
+
+    Example: recsys-llm export-serving ranker_v1 --out serving.json -C my_features
+    """
+    from recsys_llm.retrieval import FeatureClient
+    from recsys_llm.retrieval.serving_export import export_serving
+
+    with FeatureClient(repository, config_file=store_file) as client:
+        manifest = export_serving(client, service, out)
+    features = sum(len(view.features) for view in manifest.service.views)
+    typer.echo(f"wrote {out}: {service}, {len(manifest.service.views)} views, {features} features")
+
+
 app.add_typer(migrate_cli.app, name="migrate")
 app.add_typer(evaluate_cli.app, name="evaluate")
 app.add_typer(text_cli.app, name="text")

@@ -18,6 +18,7 @@
     └── RetrievalError        a training set or a lookup can't be answered
         ├── ServiceError      the feature service is unknown, or lacks what is asked of it
         └── StoreError        the online store failed, or holds bytes that are no value of ours
+            └── LayoutError   the online store holds something else than the registry says
 
 Every message says what was expected, what was found and what to do next.
 """
@@ -90,6 +91,10 @@ class ServiceError(RetrievalError):
 
 class StoreError(RetrievalError):
     """The online store failed, or holds bytes that are no value of ours."""
+
+
+class LayoutError(StoreError):
+    """The online store holds something else than the registry says, as it was last read: other types or tables."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from recsys_llm.errors import ConfigError, SchemaError
 
-TIMESTAMP = pa.timestamp("us", tz="UTC")
-"""Arrow type of every timestamp. Nanoseconds break DuckDB's casts."""
+TIMESTAMP: Any
+"""Arrow type of every timestamp, microseconds in UTC. Nanoseconds break DuckDB's casts."""
 
 MICROSECOND = timedelta(microseconds=1)
 
@@ -29,6 +29,15 @@ FUTURE_TOLERANCE = timedelta(minutes=5)
 
 _GRANULARITY = re.compile(r"^([1-9][0-9]*)(m|h|d)$")
 _UNITS = {"m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
+
+
+def __getattr__(name: str) -> Any:
+    # Readers of an online store know the time without pyarrow.
+    if name == "TIMESTAMP":
+        import pyarrow as pa
+
+        return pa.timestamp("us", tz="UTC")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def now() -> datetime:

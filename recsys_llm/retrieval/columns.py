@@ -1,17 +1,8 @@
-"""Columns of features in memory: what kinds there are, and stored values shared by many rows.
-
-A column is one of
-
-- float32 (n,), NaN where the value is null;
-- float32 (n, d), a row of NaN where the vector is missing;
-- a pyarrow array of strings or lists, null where missing.
-"""
+"""Columns of features made from Arrow: of training sets, and for those who ask a lookup for Arrow."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,28 +10,23 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from recsys_llm.errors import StoreError
+from recsys_llm.retrieval.stored import Column, Columns, Kind, Rows, Stored, nulls, take
 from recsys_llm.storage import VectorStorage
 
-Column = Any
-"""float32 (n,) | float32 (n, d) | pyarrow.Array of string or list."""
-Rows = npt.NDArray[np.int64]
-
-
-class Kind(StrEnum):
-    """What a feature is in memory."""
-
-    SCALAR = "scalar"
-    """A number: float32 (n,)."""
-    VECTOR = "vector"
-    """Numbers of one length for all rows: float32 (n, d)."""
-    STRING = "string"
-    STRINGS = "strings"
-    """A list of strings, of any length."""
-    FLOATS = "floats"
-    """A list of float32, of any length."""
-    INTS = "ints"
-    """A list of int64, of any length."""
-
+__all__ = [
+    "ARROW_TYPES",
+    "Column",
+    "Columns",
+    "Kind",
+    "Rows",
+    "Stored",
+    "combined",
+    "empty",
+    "from_arrow",
+    "nulls",
+    "take",
+    "with_missing",
+]
 
 ARROW_TYPES: Mapping[Kind, Any] = {
     Kind.STRING: pa.string(),
@@ -48,71 +34,6 @@ ARROW_TYPES: Mapping[Kind, Any] = {
     Kind.FLOATS: pa.list_(pa.float32()),
     Kind.INTS: pa.list_(pa.int64()),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Stored:
-    """Values kept once, and which of them each row has.
-
-    ``values`` ends with one extra row that stands for missing: NaN, or null.
-    """
-
-    values: Column
-    rows: Rows
-    """int64 (n,): position in ``values``."""
-
-    def gather(self) -> Column:
-        """Return the column, one value per row."""
-        return take(self.values, self.rows)
-
-
-@dataclass(frozen=True, eq=False)
-class Columns(Mapping[str, Column]):
-    """Columns by full feature name; those that are :class:`Stored` are gathered when asked for."""
-
-    plain: Mapping[str, Column] = field(default_factory=dict)
-    shared: Mapping[str, Stored] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> Column:
-        return self.shared[name].gather() if name in self.shared else self.plain[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.shared or name in self.plain
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self.plain
-        yield from self.shared
-
-    def __len__(self) -> int:
-        return len(self.plain) + len(self.shared)
-
-
-def take(column: Column, rows: Rows) -> Column:
-    """Return ``column`` at ``rows``; contiguous, and faster than indexing."""
-    if isinstance(column, np.ndarray):
-        return np.take(column, rows, axis=0)
-    return column.take(pa.array(rows))
-
-
-def nulls(column: Column) -> npt.NDArray[np.bool_]:
-    """Return bool (n,): which rows have no value. A vector counts as missing when all of it is NaN."""
-    if not isinstance(column, np.ndarray):
-        missing: npt.NDArray[np.bool_] = column.is_null().to_numpy(zero_copy_only=False)
-        return missing
-    if column.ndim == 1:
-        return np.isnan(column)
-    return np.asarray(np.isnan(column).all(axis=1), dtype=np.bool_)
-
-
-def blank(column: Column, where: npt.NDArray[np.bool_]) -> Column:
-    """Return ``column`` with the rows of ``where`` (bool (n,)) missing."""
-    if not where.any():
-        return column
-    if isinstance(column, np.ndarray):
-        mask = where if column.ndim == 1 else where[:, None]
-        return np.where(mask, np.float32(np.nan), column)
-    rows = np.arange(len(column))
-    return column.take(pa.array(rows, mask=where))
 
 
 def empty(kind: Kind, n: int, dimension: int = 0) -> Column:

@@ -1,8 +1,7 @@
-"""What callers hand in: ids and examples, checked before anything is asked of Feast."""
+"""Examples as callers hand them in, checked before anything is asked of Feast."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,49 +9,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from recsys_llm.errors import RowError, SchemaError, did_you_mean
+from recsys_llm.retrieval.ids import Ids, check_id, check_ids
 from recsys_llm.schema import EVENT_TIMESTAMP, ITEM_ID, SEGMENT, USER_ID
 
-Ids = npt.NDArray[np.object_]
+__all__ = ["Ids", "Micros", "check_examples", "check_id", "check_ids", "check_segments", "check_timestamps"]
+
 Micros = npt.NDArray[np.int64]
-
-
-def check_ids(ids: Any, *, name: str) -> Ids:
-    """Return entity keys as object (n,) of str.
-
-    Raises
-    ------
-    SchemaError
-        ``ids`` is a single string, or no sequence.
-    RowError
-        One of them is null, no string, or can't be encoded in UTF-8; the message gives its place.
-    """
-    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
-        raise SchemaError(f"{name}: expected a sequence of str, found {type(ids).__name__} {ids!r}; put it in a list")
-    values = list(ids)
-    for place, value in enumerate(values):
-        check_id(value, name=f"{name}[{place}]")
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
-
-
-def check_id(value: Any, *, name: str) -> None:
-    """Refuse what is no entity key.
-
-    Raises
-    ------
-    RowError
-        It is null, no string, or can't be encoded in UTF-8.
-    """
-    if not isinstance(value, str):
-        null = value is None or value is pd.NA or value is pd.NaT or value != value
-        found = "null" if null else f"{type(value).__name__} {value!r}"
-        remedy = "leave it out" if null else f"use {str(value)!r}"
-        raise RowError(f"{name}: expected a str, found {found}; {remedy}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise RowError(f"{name}: expected text, found a lone surrogate in {value!r}; remove it") from None
 
 
 def check_timestamps(timestamps: Any, *, name: str) -> Micros:

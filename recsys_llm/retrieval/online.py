@@ -1,4 +1,4 @@
-"""Online rows of any Feast store, as blocks: the same decode, ttl and statuses for all.
+"""Online rows of any store, as blocks: the same decode, ttl and statuses for all.
 
 Feast doesn't enforce a view's ttl online, so it is checked here: a row older than the ttl is STALE, and its values are
 blanked, as a training set's would be.
@@ -6,7 +6,7 @@ blanked, as a training set's would be.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,15 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys_llm.retrieval.blocks import EntityBlock, Status
-from recsys_llm.retrieval.columns import Column, blank
-from recsys_llm.retrieval.decode import decode
+from recsys_llm.retrieval.decode import NO_ROW, decode
 from recsys_llm.retrieval.service import View
+from recsys_llm.retrieval.stored import Column, Columns, blank
 
 if TYPE_CHECKING:
     import feast
 
-NO_ROW = 0
-"""Timestamp of a row that isn't there: Redis has no other way to say so than the epoch."""
+__all__ = ["NO_ROW", "Decoded", "OnlineReader", "Request", "StoredRows", "decoded", "open_reader", "settled"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,18 @@ class StoredRows:
 
     timestamps: npt.NDArray[np.int64]
     """int64 (n,), microseconds since the epoch; :data:`NO_ROW` where there is no row."""
-    values: dict[str, list[bytes | None]]
+    values: Mapping[str, Sequence[bytes | None]]
     """Feature to n serialised ``ValueProto``; None where there is none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """Rows of n entities as columns, before anything is said of their age."""
+
+    columns: Mapping[str, Column]
+    """Full feature name to column."""
+    timestamps: Mapping[str, npt.NDArray[np.int64]]
+    """View to int64 (n,), as :attr:`StoredRows.timestamps`."""
 
 
 class OnlineReader(Protocol):
@@ -65,24 +74,12 @@ class OnlineReader(Protocol):
 
 def open_reader(store: feast.FeatureStore) -> OnlineReader:
     """Return the fastest reader for the online store of ``store``."""
-    from feast.infra.online_stores.redis import RedisOnlineStoreConfig
-    from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
+    from recsys_llm.retrieval.feast_layout import reader_of
 
-    config = store.config.online_store
-    if type(config) is SqliteOnlineStoreConfig:
-        from recsys_llm.retrieval.online_sqlite import SqliteReader
-
-        return SqliteReader(store)
-    if isinstance(config, RedisOnlineStoreConfig):
-        from recsys_llm.retrieval.online_redis import RedisReader
-
-        return RedisReader(store)
-    from recsys_llm.retrieval.online_feast import FeastReader
-
-    return FeastReader(store)
+    return reader_of(store)
 
 
-def block(request: Request, rows: Sequence[StoredRows], now: int) -> EntityBlock:
+def decoded(request: Request, rows: Sequence[StoredRows]) -> Decoded:
     """Decode what was read.
 
     Parameters
@@ -91,25 +88,40 @@ def block(request: Request, rows: Sequence[StoredRows], now: int) -> EntityBlock
         What was asked for.
     rows
         One for each of its views.
-    now
-        Microseconds since the epoch; rows whose timestamp + ttl is before it are stale.
 
     Raises
     ------
-    StoreError
+    LayoutError
         The store holds bytes that are no value of the feature.
+    """
+    columns = {
+        feature.column: decode(stored.values[feature.name], view, feature, request.ids)
+        for view, stored in zip(request.views, rows, strict=True)
+        for feature in view.features
+    }
+    return Decoded(columns, {view.name: stored.timestamps for view, stored in zip(request.views, rows, strict=True)})
+
+
+def settled(request: Request, rows: Decoded, now: int) -> EntityBlock:
+    """Return the block of decoded rows: their statuses, and blanks where a row is missing or stale.
+
+    Parameters
+    ----------
+    now
+        Microseconds since the epoch; rows whose timestamp + ttl is before it are stale.
     """
     columns: dict[str, Column] = {}
     status: dict[str, npt.NDArray[np.uint8]] = {}
-    timestamps: dict[str, npt.NDArray[np.int64]] = {}
-    for view, stored in zip(request.views, rows, strict=True):
-        absent = stored.timestamps == NO_ROW
-        stale = ~absent & (stored.timestamps + view.ttl < now) if view.ttl else np.zeros_like(absent)
+    for view in request.views:
+        timestamps = rows.timestamps[view.name]
+        absent = timestamps == NO_ROW
         states = np.full(len(absent), Status.PRESENT, dtype=np.uint8)
-        states[absent], states[stale] = Status.MISSING, Status.STALE
+        states[absent] = Status.MISSING
+        if view.ttl:
+            states[~absent & (timestamps + view.ttl < now)] = Status.STALE
+        gone = states != Status.PRESENT
         for feature in view.features:
-            decoded = decode(stored.values[feature.name], view, feature, request.ids)
-            columns[feature.column] = blank(decoded, absent | stale)
+            column = rows.columns[feature.column]
+            columns[feature.column] = blank(column, gone) if gone.any() else column
         status[view.name] = states
-        timestamps[view.name] = stored.timestamps
-    return EntityBlock(request.entity, request.ids, columns, status, timestamps)
+    return EntityBlock(request.entity, request.ids, Columns(columns), status, rows.timestamps)

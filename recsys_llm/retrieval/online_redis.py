@@ -1,98 +1,124 @@
-"""Feast's Redis store, read by one pipelined HMGET for each entity: all views of an entity share a hash.
-
-All that is private to Feast's layout is here; tests/retrieval/test_online_stores.py compares it with Feast's answers.
-"""
+"""Feast's Redis store, read by one pipelined HMGET for each entity: all views of an entity share a hash."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import feast
-import numpy as np
-from feast.infra.key_encoding_utils import serialize_entity_key_prefix
-from feast.infra.online_stores.helpers import _mmh3, compute_versioned_name
-from feast.protos.feast.types.Value_pb2 import ValueType
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
+import redis
 from redis.exceptions import RedisError
 
 from recsys_llm.errors import StoreError
-from recsys_llm.retrieval.online import NO_ROW, Request, StoredRows
+from recsys_llm.retrieval.decode import decode_timestamps
+from recsys_llm.retrieval.layout import RedisLayout
+from recsys_llm.retrieval.online import Request, StoredRows
+from recsys_llm.retrieval.redis_exchange import exchange
 from recsys_llm.retrieval.service import View
+
+MAX_COMMANDS = 256
+"""Sets of views whose commands are kept; one for each entity of each service."""
 
 
 class RedisReader:
-    """Reads over the connection pool of Feast's own store: its TLS, password and database."""
+    """Reads users and candidates in one round trip.
 
-    def __init__(self, store: feast.FeatureStore) -> None:
-        self.config = store.config
-        self.store = store
+    Parameters
+    ----------
+    client
+        Returns the client whose connections are used.
+    layout
+        Where a view is.
+    """
+
+    def __init__(self, client: Callable[[], Any], layout: Callable[[View], RedisLayout]) -> None:
+        self.client = client
+        self.layout = layout
+        self._commands: dict[tuple[View, ...], Commands] = {}
 
     def read(self, requests: Sequence[Request]) -> list[list[StoredRows]]:
         """Return for each request and view, what is stored of its entities; one round trip for all of them."""
-        client = self.store.provider.online_store._get_client(self.config.online_store)
-        fields = [[name for view in request.views for name in self._fields(view)] for request in requests]
-        try:
-            with client.pipeline(transaction=False) as pipe:
-                for request, names in zip(requests, fields, strict=True):
-                    for id_ in request.ids if names else ():
-                        pipe.hmget(self._key(request.views[0], id_), names)
-                replies = pipe.execute()
-        except RedisError as error:
-            raise StoreError(
-                f"Redis: {type(error).__name__}: {error}; check that it is up and that online_store in "
-                "feature_store.yaml names it"
-            ) from error
+        asked = [(request, self.commands(request.views)) for request in requests if request.views and request.ids]
+        packed = b"".join([command.pack(request.ids) for request, command in asked])
+        replies = self._exchange(packed, asked) if asked else []
         found, start = [], 0
-        for request, names in zip(requests, fields, strict=True):
-            end = start + (len(request.ids) if names else 0)
-            found.append(self._split(request, replies[start:end]))
+        for request in requests:
+            end = start + (len(request.ids) if request.views else 0)
+            found.append(self.commands(request.views).split(request, replies[start:end]) if request.views else [])
             start = end
         return found
 
-    def close(self) -> None:
-        """Do nothing: connections are Feast's own."""
+    def commands(self, views: tuple[View, ...]) -> Commands:
+        """Return what reads these views, made once."""
+        if views not in self._commands:
+            if len(self._commands) >= MAX_COMMANDS:
+                self._commands.clear()
+            self._commands[views] = Commands([self.layout(view) for view in views])
+        return self._commands[views]
 
-    def _split(self, request: Request, replies: list[list[bytes | None]]) -> list[StoredRows]:
-        columns = (
-            list(zip(*replies, strict=True)) if replies else [()] * sum(len(v.features) + 1 for v in request.views)
-        )
+    def close(self) -> None:
+        """Do nothing: the client is somebody else's."""
+
+    def _exchange(self, packed: bytes, asked: list[tuple[Request, Commands]]) -> list[Any]:
+        client = self.client()
+        try:
+            if isinstance(client, redis.Redis):
+                return exchange(client, packed, sum(len(request.ids) for request, _ in asked))
+            # A cluster: each key has a server of its own, so redis-py sends the commands.
+            with client.pipeline(transaction=False) as pipe:
+                for request, commands in asked:
+                    for key in commands.key.keys(request.ids):
+                        pipe.hmget(key, list(commands.fields))
+                replies: list[Any] = pipe.execute()
+                return replies
+        except RedisError as error:
+            raise store_error(error) from error
+
+
+class Commands:
+    """The HMGET of an entity in some views, in RESP but for the id; and how to read its reply."""
+
+    def __init__(self, layouts: Sequence[RedisLayout]) -> None:
+        self.key = layouts[0].key
+        self.fields = tuple(field for layout in layouts for field in (*layout.fields, layout.stamp))
+        self._after = b"".join([self.key.tail, b"\r\n", *map(_bulk, self.fields)])
+        self._before: dict[int, bytes] = {}  # by the id's length in bytes
+
+    def pack(self, ids: Sequence[str]) -> bytes:
+        """Return one HMGET for each entity."""
+        parts: list[bytes] = []
+        before, after = self._before, self._after
+        for id_ in ids:
+            encoded = id_.encode("utf-8")
+            length = len(encoded)
+            if length not in before:
+                before[length] = self._start(length)
+            parts += (before[length], encoded, after)
+        return b"".join(parts)
+
+    def split(self, request: Request, replies: list[list[bytes | None]]) -> list[StoredRows]:
+        """Return the rows of each view from the replies, one for each entity."""
+        columns: Sequence[Sequence[bytes | None]] = list(zip(*replies, strict=True)) or [()] * len(self.fields)
         found, start = [], 0
         for view in request.views:
-            stamps: dict[bytes, int] = {}
-            values = columns[start : start + len(view.features)]
-            micros = np.full(len(request.ids), NO_ROW, dtype=np.int64)
-            for row, raw in enumerate(columns[start + len(view.features)]):
-                if raw:
-                    if raw not in stamps:
-                        stamps[raw] = _micros(raw, view, request.ids[row])
-                    micros[row] = stamps[raw]
-            names = [feature.name for feature in view.features]
-            found.append(StoredRows(micros, {name: list(column) for name, column in zip(names, values, strict=True)}))
-            start += len(view.features) + 1
+            end = start + len(view.features)
+            values = {feature.name: column for feature, column in zip(view.features, columns[start:end], strict=True)}
+            found.append(StoredRows(decode_timestamps(columns[end], view, request.ids), values))
+            start = end + 1
         return found
 
-    def _fields(self, view: View) -> list[Any]:
-        """Return the hash fields of a view's features, its timestamp last."""
-        name = compute_versioned_name(view.definition, self.config.registry.enable_online_feature_view_versioning)
-        return [*(_mmh3(f"{name}:{feature.name}") for feature in view.features), f"_ts:{name}"]
-
-    def _key(self, view: View, id_: str) -> bytes:
-        """Return the key of an entity's hash; the same as Feast's ``_redis_key``, without a protobuf for each id."""
-        prefix = serialize_entity_key_prefix([view.join_key], self.config.entity_key_serialization_version)
-        encoded = id_.encode("utf-8")
-        kind_and_length = struct.pack("<II", ValueType.STRING, len(encoded))
-        project: bytes = self.config.project.encode("utf-8")
-        return bytes(prefix) + kind_and_length + encoded + project
+    def _start(self, length: int) -> bytes:
+        before = self.key.before(length)
+        size = len(before) + length + len(self.key.tail)
+        return b"*%d\r\n$5\r\nHMGET\r\n$%d\r\n%s" % (len(self.fields) + 2, size, before)
 
 
-def _micros(raw: bytes, view: View, id_: str) -> int:
-    try:
-        stamp = Timestamp.FromString(raw)
-    except DecodeError:
-        raise StoreError(
-            f"view {view.name}, {view.join_key}={id_!r}: expected a timestamp, found {raw[:32]!r}; materialise it again"
-        ) from None
-    return int(stamp.seconds) * 1_000_000 + int(stamp.nanos) // 1_000
+def store_error(error: RedisError) -> StoreError:
+    """Return what a lookup raises when Redis fails."""
+    return StoreError(
+        f"Redis: {type(error).__name__}: {error}; check that it is up and that online_store in feature_store.yaml "
+        "names it"
+    )
+
+
+def _bulk(value: bytes) -> bytes:
+    return b"$%d\r\n%s\r\n" % (len(value), value)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from recsys_llm.errors import ServiceError
-from recsys_llm.retrieval.columns import Column, Rows
+from recsys_llm.retrieval.listed import elements_at, find_items
+from recsys_llm.retrieval.stored import Rows, nulls
 from recsys_llm.schema import CENTROID, EMBEDDING, ITEM_IDS, LOG_PROBS, NEXT_QUERY, NEXT_VECTOR
 
 if TYPE_CHECKING:
@@ -204,62 +203,26 @@ def _in_list(
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Return where each pair's item is in its user's list: one sorted search over all (list, item) keys."""
     lists = user.stored(ids_column)
-    distinct = pa.array(item.ids, type=pa.string()).dictionary_encode()
-    codes = distinct.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    known, owners, places, elements = _exploded(lists.values, distinct.dictionary)
-    width = max(len(distinct.dictionary), 1)
-    keys = owners * width + elements
-    order = np.argsort(keys, kind="stable")  # of an item listed twice, the first place counts
-    keys, places = keys[order], places[order]
     pair_lists = lists.rows[user_rows]
-    wanted = pair_lists * width + codes[item_rows] if len(item_rows) else np.empty(0, dtype=np.int64)
+    found = find_items(lists.values, item, np.unique(pair_lists))
+    keys = found.owners * found.width + found.elements
+    order = np.argsort(keys, kind="stable")  # of an item listed twice, the first place counts
+    keys, places = keys[order], found.places[order]
+    wanted = pair_lists * found.width + found.codes[item_rows] if len(item_rows) else np.empty(0, dtype=np.int64)
     at = np.searchsorted(keys, wanted)
     listed = at < len(keys)
     listed[listed] = keys[at[listed]] == wanted[listed]
     rank = np.zeros(len(wanted), dtype=np.float32)
     rank[listed] = np.float32(1) / (places[at[listed]] + 1).astype(np.float32)
     flag = listed.astype(np.float32)
-    unknown = ~known[pair_lists]
+    unknown = nulls(lists.values)[pair_lists]
     rank[unknown] = flag[unknown] = np.nan
     features = {NEXT_RECIPROCAL_RANK: rank, NEXT_LISTED: flag}
     if probs_column:
         pairs = np.flatnonzero(listed)
+        probs = user.stored(probs_column)
         features[NEXT_LOG_PROB] = np.full(len(wanted), np.nan, dtype=np.float32)
-        features[NEXT_LOG_PROB][pairs] = _elements(
-            user.stored(probs_column).values,
-            user.stored(probs_column).rows[user_rows[pairs]],
-            places[at[pairs]],
-            f"{probs_column} and {ids_column}",
+        features[NEXT_LOG_PROB][pairs] = elements_at(
+            probs.values, probs.rows[user_rows[pairs]], places[at[pairs]], f"{probs_column} and {ids_column}"
         )
     return features
-
-
-def _exploded(lists: Column, dictionary: Any) -> tuple[npt.NDArray[np.bool_], Rows, Rows, Rows]:
-    """Return which lists are known; and of each element that is in ``dictionary``: its list, its place and its code."""
-    known = lists.is_valid().to_numpy(zero_copy_only=False)
-    lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    owners = np.repeat(np.arange(len(lists), dtype=np.int64), lengths)
-    places = np.arange(len(owners), dtype=np.int64) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    elements = pc.index_in(lists.flatten(), value_set=dictionary).fill_null(-1).to_numpy(zero_copy_only=False)
-    found = elements >= 0
-    return known, owners[found], places[found], elements[found].astype(np.int64)
-
-
-def _elements(lists: Column, rows: Rows, places: Rows, name: str) -> npt.NDArray[np.float32]:
-    """Return element ``places[k]`` of list ``rows[k]``; NaN in a list that is missing.
-
-    Raises
-    ------
-    ServiceError
-        A list is shorter than the one it goes with.
-    """
-    lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    starts = np.cumsum(lengths) - lengths
-    short = (places >= lengths[rows]) & lists.is_valid().to_numpy(zero_copy_only=False)[rows]
-    if short.any():
-        raise ServiceError(f"{name}: expected lists of one length per row, found a shorter one; recompute the view")
-    values = lists.flatten().fill_null(float("nan")).to_numpy(zero_copy_only=False)
-    inside = places < lengths[rows]
-    taken = np.full(len(rows), np.nan, dtype=np.float32)
-    taken[inside] = values[starts[rows[inside]] + places[inside]]
-    return taken

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from recsys_llm.errors import FingerprintError, RetrievalError
 from recsys_llm.retrieval.columns import Column, Kind, combined, empty, from_arrow, with_missing
-from recsys_llm.retrieval.service import Feature, Service, View, known_dimensions
+from recsys_llm.retrieval.service import Feature, Service, View, known_dimensions, unmeasured
 from recsys_llm.schema import BRIDGES_TAG, CREATED_TIMESTAMP, ROW_ID, TAG, VECTOR_TAG
 from recsys_llm.storage import VectorStorage
 
@@ -46,12 +46,6 @@ def files(view: View) -> list[Path]:
     if path.is_dir():
         return sorted(path.rglob("*.parquet"))
     return sorted(Path(found) for found in glob.glob(view.parts))
-
-
-def unmeasured(service: Service) -> list[tuple[View, Feature]]:
-    """Return the vectors whose length is not known."""
-    features = [(view, feature) for view in service.views for feature in view.features]
-    return [(view, item) for view, item in features if item.kind is Kind.VECTOR and item.dimension is None]
 
 
 def measured(service: Service) -> Service:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recsys_llm.errors import ServiceError, did_you_mean
-from recsys_llm.retrieval.columns import Kind
 from recsys_llm.retrieval.pairwise import PairwiseInputs
+from recsys_llm.retrieval.stored import Kind
 from recsys_llm.schema import (
     CENTROID,
     EMBEDDING,
@@ -77,6 +77,9 @@ class View:
     """The ``feast.FeatureView``."""
     has_cold_rows: bool = False
     """Whether reserved user ids have rows that stand in for those of cold users."""
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.entity))  # readers look views up at every call
 
     @property
     def join_key(self) -> str:
@@ -227,6 +230,12 @@ def _local_parquet(store: feast.FeatureStore, source: Any) -> str | None:
     if not (isinstance(source.file_format, ParquetFormat) or source.path.endswith(".parquet")):
         return None
     return str(Path(source.path))
+
+
+def unmeasured(service: Service) -> list[tuple[View, Feature]]:
+    """Return the vectors whose length is not known."""
+    features = [(view, feature) for view in service.views for feature in view.features]
+    return [(view, item) for view, item in features if item.kind is Kind.VECTOR and item.dimension is None]
 
 
 def known_dimensions(service: Service, dimensions: Mapping[str, int]) -> Service:

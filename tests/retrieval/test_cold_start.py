@@ -78,15 +78,24 @@ def test_lookup_takes_the_user_then_the_segment_then_everyone(kind, request, tmp
         assert first.column(PROVENANCE).to_pylist() == [None]
         assert first.status(VIEW).tolist() == [Status.MISSING]
     repository.write_online(VIEW, [row("u1", 1, 1), row("segment:DE", 2, 2), row("global", 3, 3)])
+    cases = [
+        ("u1", "DE", "history", 1, Status.PRESENT),
+        ("nobody", "DE", "segment", 2, Status.FALLBACK),
+        ("nobody", "FR", "global", 3, Status.FALLBACK),
+        ("nobody", "", "global", 3, Status.FALLBACK),
+        ("nobody", None, "global", 3, Status.FALLBACK),
+    ]
     with reader(repository, hours(9)) as client:
-        for user, segment, provenance, number, status in [
-            ("u1", "DE", "history", 1, Status.PRESENT),
-            ("nobody", "DE", "segment", 2, Status.FALLBACK),
-            ("nobody", "FR", "global", 3, Status.FALLBACK),
-            ("nobody", "", "global", 3, Status.FALLBACK),
-            ("nobody", None, "global", 3, Status.FALLBACK),
-        ]:
+        together = client.lookup_many(
+            [(user, ["i", "j"]) for user, *_ in cases],
+            service=EVERYTHING,
+            segments=[segment for _, segment, *_ in cases],
+        )
+        for (user, segment, provenance, number, status), one in zip(cases, together, strict=True):
             batch = client.lookup(user, ["i", "j"], service=EVERYTHING, segment=segment)
+            assert one.column(PROVENANCE).to_pylist() == [provenance] * 2
+            assert one.vector(EMBEDDING).tolist() == [[number] * DIMENSION] * 2
+            assert one.status(VIEW).tolist() == [status] * 2
             assert batch.column(PROVENANCE).to_pylist() == [provenance] * 2
             assert batch.vector(EMBEDDING).tolist() == [[number] * DIMENSION] * 2
             assert batch.status(VIEW).tolist() == [status] * 2

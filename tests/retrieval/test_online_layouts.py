@@ -89,17 +89,16 @@ class TestRedis:
         from feast.protos.feast.types.EntityKey_pb2 import EntityKey
         from feast.protos.feast.types.Value_pb2 import Value
 
-        from recsys_llm.retrieval.online_redis import RedisReader
+        from recsys_llm.retrieval.feast_layout import redis_layout
         from recsys_llm.retrieval.service import resolve
 
-        reader = RedisReader(repository.store)
         for view in resolve(repository.store, EVERYTHING).views:
             for key in ("", "42", "ключ", "a\x00b"):
                 expected = _redis_key(
                     repository.store.project,
                     EntityKey(join_keys=[view.join_key], entity_values=[Value(string_val=key)]),
                 )
-                assert reader._key(view, key) == expected
+                assert redis_layout(repository.store.config, view).key.key(key) == expected
 
     def test_the_epoch_is_missing_and_times_before_it_are_not(self, repository, client):
         epoch, before = hours(0).replace(year=1970), hours(0).replace(year=1902)
@@ -112,14 +111,16 @@ class TestRedis:
     def test_a_key_of_another_type_is_refused(self, repository, client, redis_url):
         import redis
 
-        from recsys_llm.retrieval.online_redis import RedisReader
+        from recsys_llm.retrieval.feast_layout import redis_layout
         from recsys_llm.retrieval.service import resolve
 
         view = resolve(repository.store, PLAIN).of(schema.ITEM)[0]
         with redis.Redis.from_url(redis_url) as connection:
-            connection.set(RedisReader(repository.store)._key(view, "text"), "no hash")
+            connection.set(redis_layout(repository.store.config, view).key.key("text"), "no hash")
         with pytest.raises(StoreError, match="Redis: ResponseError: .*WRONGTYPE"):
-            client.lookup("u1", ["text"], service=PLAIN)
+            client.lookup("u1", ["i0", "text", "i1"], service=PLAIN)
+        # The replies after the refusal were read too: the connection is in step.
+        assert client.lookup("u1", ["i0"], service=PLAIN).scalar("item_stats__n_events").tolist() == [0]
 
     def test_a_redis_that_is_down(self, tmp_path):
         config = {"type": "redis", "connection_string": "127.0.0.1:1,db=0,password=geheim"}

@@ -154,6 +154,45 @@ def test_async_lookup_is_the_same(client):
     assert batch.pairwise.tobytes() == expected.pairwise.tobytes()
 
 
+def test_several_users_at_once_are_each_as_alone(repository, client):
+    asked = [
+        ("u1", ["i0", "i1", "i3"]),
+        ("nobody", []),
+        ("stale", ["i1", "unknown", "i1"]),
+        ("u1", [f"i{n}" for n in range(ITEMS)]),
+    ]
+    batches = client.lookup_many(asked, service=EVERYTHING)
+    assert len(batches) == 4
+    assert len({id(batch.item) for batch in batches}) == 1  # shared candidates are read and kept once
+    assert batches[0].item.ids[:4] == ("i0", "i1", "i3", "unknown")
+    for (user, candidates), batch in zip(asked, batches, strict=True):
+        alone = client.lookup(user, candidates, service=EVERYTHING)
+        assert batch.pairwise.tobytes() == alone.pairwise.tobytes()
+        for column in alone.columns:
+            assert batch.to_pylist(column) == alone.to_pylist(column)
+            one, other = batch.column(column), alone.column(column)
+            assert one.tobytes() == other.tobytes() if isinstance(one, np.ndarray) else one.equals(other)
+        for view in [*alone.user.status, *alone.item.status]:
+            assert batch.status(view).tolist() == alone.status(view).tolist()
+    assert client.lookup_many([], service=EVERYTHING) == []
+
+
+@pytest.mark.parametrize(
+    ("requests", "segments", "error", "message"),
+    [
+        ([("u1", ["i0"]), ("u1", ["i0", None])], None, RowError, r"requests\[1\]: candidate_ids\[1\]: .* found null"),
+        ([("u1", ["i0"]), (None, ["i0"])], None, RowError, r"requests\[1\]: user_id: expected a str, found null"),
+        ([("u1", ["i0"]), "u1"], None, SchemaError, r"requests\[1\]: expected \(user_id, candidate_ids\), found 'u1'"),
+        ([("u1", "i0")], None, SchemaError, r"requests\[0\]: candidate_ids: expected a sequence of str"),
+        ([("u1", ["i0"])], [], SchemaError, "segments: expected one for each of 1 requests, found 0"),
+        ([("u1", ["i0"])], [3], RowError, r"requests\[0\]: segment: expected a str, found int 3"),
+    ],
+)
+def test_several_requests_of_which_one_is_none(client, requests, segments, error, message):
+    with pytest.raises(error, match=message):
+        client.lookup_many(requests, service=EVERYTHING, segments=segments)
+
+
 def test_several_threads(client):
     expected = client.lookup("u1", ["i0", "i1"], service=EVERYTHING).vector(EMBEDDING_COLUMN).tobytes()
     found = []

@@ -1,0 +1,128 @@
+"""What every client of an online store answers: lookups of users and candidates."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+from recsys_llm.errors import LayoutError
+from recsys_llm.retrieval.blocks import FeatureBatch
+from recsys_llm.retrieval.ids import checked_list
+from recsys_llm.retrieval.lookup import Lookup, checked_requests, checked_user
+
+
+class OnlineClient(ABC):
+    """Lookups of users and candidates in an online store."""
+
+    def lookup(
+        self, user_id: str, candidate_ids: Iterable[str], *, service: str | None = None, segment: str | None = None
+    ) -> FeatureBatch:
+        """Read the features of one user and N candidates from the online store.
+
+        Parameters
+        ----------
+        user_id
+            An unknown user has the row of the segment or of everyone where the view has such rows (the feature
+            ``provenance`` says so), and misses all else.
+        candidate_ids
+            N of them; none, unknown ones and repeated ones are fine.
+        service
+            Feature service to read; a client of one service knows it.
+        segment
+            The user's, such as a country, as the source has it.
+
+        Returns
+        -------
+        FeatureBatch, N pairs
+            In the order of ``candidate_ids``; each distinct candidate is read once.
+
+        Raises
+        ------
+        RowError, SchemaError
+            An id is null or no string; or the candidates are a single string.
+        ServiceError
+            The service is unknown, or asks for what can't be read.
+        FingerprintError
+            The service mixes vectors of two models.
+        StoreError
+            The online store failed, or holds bytes that are no value of the feature.
+        """
+        user = checked_user(user_id, segment)
+        candidates = checked_list(candidate_ids, name="candidate_ids")
+        return self._answer(service, [user], [candidates])[0]
+
+    def lookup_many(
+        self,
+        requests: Iterable[tuple[str, Iterable[str]]],
+        *,
+        service: str | None = None,
+        segments: Sequence[str | None] | None = None,
+    ) -> list[FeatureBatch]:
+        """Read the features of several users and their candidates at once.
+
+        Users and candidates that several requests share are read once, all of them in one round trip; the batches share
+        their blocks of features.
+
+        Parameters
+        ----------
+        requests
+            Of each, a user id and candidate ids, as :meth:`lookup` takes them.
+        service
+            As :meth:`lookup`.
+        segments
+            Of each request's user; None: not known.
+
+        Returns
+        -------
+        list of FeatureBatch
+            One for each request, with what :meth:`lookup` would give.
+
+        Raises
+        ------
+        RowError, SchemaError, ServiceError, FingerprintError, StoreError
+            As :meth:`lookup`; the message gives the request's place.
+        """
+        return self._answer(service, *checked_requests(requests, segments))
+
+    async def lookup_async(
+        self, user_id: str, candidate_ids: Iterable[str], *, service: str | None = None, segment: str | None = None
+    ) -> FeatureBatch:
+        """Do what :meth:`lookup` does in a thread, so that the event loop stays free.
+
+        Waiting for the store lets other threads run; an own asynchronous reader would only add the event loop's cost to
+        each read.
+        """
+        return await asyncio.to_thread(self.lookup, user_id, candidate_ids, service=service, segment=segment)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close connections that the client opened itself."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    @abstractmethod
+    def _lookup(self, service: str | None) -> Lookup:
+        """Return what reads a service."""
+
+    def _renewed(self, lookup: Lookup) -> Lookup | None:
+        """Return what reads the service as it is defined now; None where that has not changed."""
+        return None
+
+    def _answer(
+        self, service: str | None, users: Sequence[tuple[str, str | None]], candidates: Sequence[list[str]]
+    ) -> list[FeatureBatch]:
+        lookup = self._lookup(service)
+        try:
+            return lookup.batches(users, candidates)
+        except LayoutError:
+            # The service may have been applied anew since it was read from the registry.
+            renewed = self._renewed(lookup)
+            if renewed is None:
+                raise
+        return renewed.batches(users, candidates)

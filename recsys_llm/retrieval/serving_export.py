@@ -1,0 +1,73 @@
+"""From a Feast repository to a serving manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import feast
+from feast.infra.online_stores.redis import RedisOnlineStore, RedisType
+
+from recsys_llm.errors import ServiceError
+from recsys_llm.retrieval.client import FeatureClient
+from recsys_llm.retrieval.feast_layout import is_redis, is_sqlite, redis_layout, sqlite_layout, sqlite_path
+from recsys_llm.retrieval.serving import Manifest, write_manifest
+
+SECRET_WORDS = ("password", "secret", "token", "credential")
+"""Options of a Redis connection whose names hold one of these stay out of the manifest."""
+
+
+def export_serving(client: FeatureClient, service: str, out: Path) -> Manifest:
+    """Write what a ``LookupClient`` needs to read a service.
+
+    Parameters
+    ----------
+    client
+        Of the repository.
+    service
+        Feature service.
+    out
+        JSON file to write.
+
+    Raises
+    ------
+    ServiceError
+        The service is unknown or can't be read, or the online store is neither Redis nor sqlite.
+    FingerprintError
+        The service mixes vectors of two models.
+    """
+    config, resolved = client.store.config, client.resolve(service)
+    if is_redis(config):
+        store, layout = _redis(config), redis_layout
+    elif is_sqlite(config):
+        store, layout = {"type": "sqlite", "path": str(sqlite_path(config))}, sqlite_layout  # type: ignore[assignment]
+    else:
+        raise ServiceError(
+            f"export-serving: expected an online store of type redis or sqlite, found {config.online_store.type}; "
+            "serve it with FeatureClient"
+        )
+    manifest = Manifest(
+        service=resolved,
+        layouts={view.name: layout(config, view) for view in resolved.views},
+        store=store,
+        fingerprints=client.fingerprints(service),
+        bridges=client.bridges(service),
+    )
+    write_manifest(out, manifest)
+    return manifest
+
+
+def _redis(config: feast.RepoConfig) -> dict[str, Any]:
+    """Return how to reach the Redis of a repository, without what is secret."""
+    online = config.online_store
+    nodes, options = RedisOnlineStore._parse_connection_string(online.connection_string)
+    if online.redis_type != RedisType.redis:
+        # One address is not enough for it: LookupClient is handed a client.
+        return {"type": "redis", "options": None, "secrets": []}
+    secrets = sorted(name for name in options if any(word in name for word in SECRET_WORDS))
+    public = {name: value for name, value in options.items() if name not in secrets}
+    return {
+        "type": "redis",
+        "options": {"host": nodes[0]["host"], "port": int(nodes[0]["port"]), **public},
+        "secrets": secrets,
+    }
