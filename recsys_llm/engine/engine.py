@@ -75,18 +75,22 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
             def count() -> int:
                 return plan(view.name, producer, ledger, start, end, with_cost=False).computed
 
+            publish = OnlinePublisher(self.repo_config, self.online_store, registry, view)
             with _progress(count, view.name) as advance:
-                return produce(
+                summary = produce(
                     view.name,
                     producer,
                     ledger,
                     Parts(parts_directory(view), view.name, producer.manifest),
-                    OnlinePublisher(self.repo_config, self.online_store, registry, view),
+                    publish,
                     store=store_identity(self.repo_config.online_store, self.repo_config.project),
                     start=start,
                     end=end,
                     advance=advance,
                 )
+            if publish.written.older:
+                click.echo(f"{view.name}: {publish.written.older:,} rows left out online, which holds newer ones")
+            return summary
         finally:
             ledger.close()
 
