@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 from feast import FeatureView, RepoConfig
 from feast.infra.online_stores.online_store import OnlineStore
-from feast.infra.registry.base_registry import BaseRegistry
 
 from recsys_llm.engine.rows import OnlineWriter, Rows, Written
 from recsys_llm.producers.hashing import HASH_BYTES
@@ -54,12 +53,11 @@ class OnlinePublisher:
     ``skip_dedup`` says; a newer one stays, so that a stream may write fresher rows at the same time.
     """
 
-    def __init__(self, config: RepoConfig, store: OnlineStore, registry: BaseRegistry, view: FeatureView) -> None:
+    def __init__(self, config: RepoConfig, store: OnlineStore, view: FeatureView) -> None:
         self._config = config
         self._view = view
         self._writer = open_writer(config, store, view)
-        entities = [registry.get_entity(name, config.project) for name in view.entities]
-        self._join_keys = {entity.join_key: entity.value_type for entity in entities}
+        self._join_keys = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
         self.written = Written()
         """What became of all rows so far."""
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 from feast import FeatureView, RepoConfig, ValueType
 from feast.infra.key_encoding_utils import serialize_entity_key, serialize_entity_key_prefix
@@ -75,7 +76,7 @@ class Rows:
         """
         name = self.view.batch_source.timestamp_field
         _check_known(self.batch.column(name), self.view, name)
-        return _micros(self.batch.column(name))
+        return micros_of(self.batch.column(name))
 
     @property
     def created(self) -> npt.NDArray[np.int64] | None:
@@ -84,7 +85,7 @@ class Rows:
         if not name:
             return None
         _check_known(self.batch.column(name), self.view, name)
-        return _micros(self.batch.column(name))
+        return micros_of(self.batch.column(name))
 
     @cached_property
     def values(self) -> dict[str, list[bytes]]:
@@ -139,7 +140,10 @@ def _entity_keys(batch: pa.RecordBatch, join_keys: JoinKeys, version: int) -> li
     return [serialize_entity_key(message, entity_key_serialization_version=version) for message in messages]
 
 
-def _micros(column: Any) -> npt.NDArray[np.int64]:
-    stamps = column.cast(pa.timestamp("us", column.type.tz), safe=False)
-    micros: npt.NDArray[np.int64] = stamps.cast(pa.int64()).to_numpy(zero_copy_only=False)
+def micros_of(column: Any) -> npt.NDArray[np.int64]:
+    """Return times as microseconds since the epoch, int64 (n,); a null is the lowest number there is."""
+    if not pa.types.is_timestamp(column.type):  # dates and texts, which Feast takes too
+        column = pa.array(pd.to_datetime(column.to_pandas(), utc=True))
+    stamps = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
+    micros: npt.NDArray[np.int64] = stamps.fill_null(np.iinfo(np.int64).min).to_numpy(zero_copy_only=False)
     return micros

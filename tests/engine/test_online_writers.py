@@ -5,151 +5,28 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-import uuid
 from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import redis
-from feast import FeatureStore, ValueType
+from feast import ValueType
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
-from feast.types import Array, Bool, Bytes, Float32, Float64, Int32, Int64, String
-from feast.utils import _convert_arrow_to_proto
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recsys_llm import schema
 from recsys_llm.engine import write_sqlite
-from recsys_llm.engine.publish import OnlinePublisher
 from recsys_llm.engine.rows import Rows, Written
 from recsys_llm.engine.write_redis import ROWS_PER_TRIP, RedisWriter
 from recsys_llm.engine.write_sqlite import SqliteWriter
 from recsys_llm.errors import RowError, StoreError
-from tests.retrieval.feast_repository import STAMP, T0, Repository, hours, online_config
+from tests.engine.online_places import ALL, PAIR, Place, columns_of, pair, table
+from tests.retrieval.feast_repository import STAMP, T0, hours
 from tests.services import redis_server
-
-ALL = "all_types"
-PAIR = "pair"
-ELEMENTS = {
-    "f32": (Float32, pa.float32(), [0.0, 0.1, None, -1.5, float("nan")]),
-    "f64": (Float64, pa.float64(), [0.1, None, 2.0, float("inf"), 0.0]),
-    "i32": (Int32, pa.int32(), [0, -1, 2**31 - 1, None, 7]),
-    "i64": (Int64, pa.int64(), [None, -(2**53), 2**53, 0, 300]),
-    "text": (String, pa.string(), ["", "ключ", None, "a\x00b", "x" * 200]),
-    "raw": (Bytes, pa.binary(), [b"\x00\xff", b"", None, b"q" * 300, b"z"]),
-    "flag": (Bool, pa.bool_(), [True, False, None, True, False]),
-}
-FEATURES = {name: (kind, arrow) for name, (kind, arrow, _) in ELEMENTS.items()} | {
-    f"{name}_list": (Array(kind), pa.list_(arrow)) for name, (kind, arrow, _) in ELEMENTS.items()
-}
-VIEWS = {
-    ALL: (schema.ITEM, timedelta(0), FEATURES),
-    PAIR: (
-        schema.ITEM,
-        timedelta(0),
-        {"number": (Int64, pa.int64()), "vector": (Array(Float32), pa.list_(pa.float32()))},
-    ),
-}
-
-
-def columns_of(rows):
-    """Return the values of all features in ``rows`` rows: scalars with nulls, lists that are null, empty and filled."""
-    found = {}
-    for name, (_, arrow, values) in ELEMENTS.items():
-        found[name] = pa.array([values[row % len(values)] for row in range(rows)], arrow)
-        filled = [value for value in values if value is not None]
-        lists = [None if row % 4 == 0 else filled[: row % 4 - 1] for row in range(rows)]
-        found[f"{name}_list"] = pa.array(lists, pa.list_(arrow))
-    return found
-
-
-def table(columns, times, ids=None):
-    n = len(times)
-    return pa.table(
-        {
-            schema.ITEM_ID: pa.array(ids or [f"i{row}" for row in range(n)], pa.string()),
-            **columns,
-            schema.EVENT_TIMESTAMP: pa.array(times, STAMP),
-            schema.CREATED_TIMESTAMP: pa.array([T0 + timedelta(days=9, microseconds=row) for row in range(n)], STAMP),
-            schema.CONTENT_HASH: pa.nulls(n, pa.binary(16)),
-        }
-    )
-
-
-def pair(number, at, ids=("i0",)):
-    """Make rows whose two features tell the same number."""
-    values = {"number": [number] * len(ids), "vector": [[float(number)] * 3] * len(ids)}
-    return table({n: pa.array(v, VIEWS[PAIR][2][n][1]) for n, v in values.items()}, [at] * len(ids), list(ids))
-
-
-class Place:
-    """A repository with an online store of its own."""
-
-    def __init__(self, kind, folder, url, **online):
-        self.kind, self.url = kind, url
-        self.project = f"p{uuid.uuid4().hex[:8]}"
-        config = online_config(kind, folder, url) | online
-        services = {"s": (ALL, PAIR)}
-        self.repository = Repository(folder, online=config, project=self.project, views=VIEWS, services=services)
-        self.store = self.repository.store
-
-    def publisher(self, view=PAIR):
-        store = FeatureStore(config=self.store.config)  # as another process has it
-        return OnlinePublisher(store.config, store.provider.online_store, store.registry, store.get_feature_view(view))
-
-    def publish(self, rows, view=PAIR):
-        publisher = self.publisher(view)
-        publisher(rows)
-        return publisher.written
-
-    def publish_as_feast(self, rows, view):
-        definition = self.store.get_feature_view(view)
-        batch = rows.drop_columns([schema.CONTENT_HASH]).combine_chunks().to_batches()[0]
-        data = _convert_arrow_to_proto(batch, definition, {schema.ITEM_ID: ValueType.STRING})
-        self.store.provider.online_store.online_write_batch(self.store.config, definition, data, None)
-
-    def dump(self, view):
-        """Return everything that is stored."""
-        if self.kind == "redis":
-            with redis.Redis.from_url(self.url) as client:
-                ours = [key for key in client.scan_iter("*") if key.endswith(self.project.encode())]
-                return {key.removesuffix(self.project.encode()): client.hgetall(key) for key in ours}
-        path = self.repository.folder / self.store.config.online_store.path
-        with sqlite3.connect(path) as connection:
-            query = f"SELECT * FROM {self.project}_{view} ORDER BY entity_key, feature_name"
-            found = connection.execute(query).fetchall()
-        connection.close()
-        return found
-
-    def read(self, ids=("i0",), view=PAIR):
-        references = [f"{view}:{name}" for name in VIEWS[view][2]]
-        answer = self.store.get_online_features(references, [{schema.ITEM_ID: id_} for id_ in ids])
-        return answer.to_dict()
-
-
-@pytest.fixture(params=["sqlite", "redis"])
-def kind(request):
-    return request.param
-
-
-@pytest.fixture
-def places(tmp_path, request):
-    """Make places; Redis is asked for where it is needed only."""
-    made = []
-
-    def make(kind, **online):
-        url = request.getfixturevalue("redis_url") if kind == "redis" else None
-        folder = tmp_path / f"place{len(made)}"
-        folder.mkdir()
-        made.append(Place(kind, folder, url, **online))
-        return made[-1]
-
-    yield make
-    for place in made:
-        place.store.teardown()
 
 
 @pytest.mark.parametrize("rows", [20, 2 * ROWS_PER_TRIP + 3])
@@ -305,7 +182,7 @@ def test_a_server_that_has_forgotten_the_script_is_taught_it(places):
 
 def test_a_full_redis_is_an_error(tmp_path):
     with redis_server("--maxmemory", "100kb", "--maxmemory-policy", "noeviction") as server:
-        place = Place("redis", tmp_path, server.url)
+        place = Place("redis", tmp_path, server.url, {})
         with pytest.raises(StoreError, match="view pair: Redis: .*OOM.*has memory left"):
             place.publish(pair(1, hours(1)))
 
