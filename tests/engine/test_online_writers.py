@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from recsys_llm import schema
 from recsys_llm.engine import write_sqlite
 from recsys_llm.engine.rows import Rows, Written
-from recsys_llm.engine.write_redis import ROWS_PER_TRIP, RedisWriter
+from recsys_llm.engine.write_redis import CALLS_PER_TRIP, ROWS_PER_CALL, RedisWriter
 from recsys_llm.engine.write_sqlite import SqliteWriter
 from recsys_llm.errors import RowError, StoreError
 from tests.engine.online_places import ALL, PAIR, Place, columns_of, pair, table
@@ -29,7 +29,7 @@ from tests.retrieval.feast_repository import STAMP, T0, hours
 from tests.services import redis_server
 
 
-@pytest.mark.parametrize("rows", [20, 2 * ROWS_PER_TRIP + 3])
+@pytest.mark.parametrize("rows", [20, 2 * CALLS_PER_TRIP * ROWS_PER_CALL + 3])
 def test_every_byte_is_what_feast_writes(places, kind, rows):
     ours, feasts = places(kind), places(kind)
     times = [T0 + timedelta(seconds=row, microseconds=row * 7) for row in range(rows)]
