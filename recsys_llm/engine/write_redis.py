@@ -1,8 +1,8 @@
 """Feast's Redis layout, written by one compare-and-set on the server for each row.
 
 Feast reads the stored times, compares them here, and writes: a writer in between is overwritten. The script below
-compares and writes each row in one step, many rows in a call, and many calls in a round trip. Layout: one hash for each entity key; a field for
-each feature, and one for the view's time.
+compares and writes each row in one step, many rows in a call, and many calls in a round trip. Layout: one hash for each
+entity key; a field for each feature, and one for the view's time.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ NEWER, EQUAL, OLDER = b"012"
 
 SCRIPT = b"""
 -- KEYS: hashes of entities. ARGV: seconds to live (0: for ever), number of fields, the fields, that of the time first;
--- then for each key its values in that order. A time is a serialised protobuf Timestamp: 08 <seconds> 10 <nanoseconds>,
--- each left out where it is 0. Returned is a digit for each key: 0: written over no row or an older one, 1: over an equal
+-- then for each key its values in that order. A time is a serialised protobuf Timestamp: 08 <seconds> 10 <nanos>, each
+-- left out where it is 0. Returned is a digit for each key: 0: written over no row or an older one, 1: over an equal
 -- one, 2: left out.
 local function varint(raw, at)
   local groups = {}
