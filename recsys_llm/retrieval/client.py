@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -16,11 +16,12 @@ from recsys_llm import timestamps as clock
 from recsys_llm.errors import SchemaError, ServiceError, did_you_mean
 from recsys_llm.retrieval import parts
 from recsys_llm.retrieval.blocks import EntityBlock, FeatureBatch
-from recsys_llm.retrieval.cold_start import cold_views, filled_now, segments_of, user_history
-from recsys_llm.retrieval.examples import Ids, Micros, check_examples, check_id, check_ids, check_timestamps
-from recsys_llm.retrieval.history import distinct_pairs, history
+from recsys_llm.retrieval.cold_start import cold_views, filled_now
+from recsys_llm.retrieval.examples import Ids, check_examples, check_id, check_ids, check_timestamps
+from recsys_llm.retrieval.joining import distinct_history, joined
 from recsys_llm.retrieval.parts import Provenance
 from recsys_llm.retrieval.service import Service, known_dimensions, resolve
+from recsys_llm.retrieval.slices import open_examples, time_slices
 from recsys_llm.retrieval.store import open_store
 from recsys_llm.retrieval.training import TrainingSet
 from recsys_llm.schema import ITEM, JOIN_KEYS, SEGMENT, USER, USER_ID
@@ -118,27 +119,37 @@ class FeatureClient:
         RetrievalError
             The offline store and the parts contradict each other.
         """
-        user_ids, item_ids, micros = check_examples(examples)
+        check_examples(examples)
         resolved = self._measured_again(service)
-        taken = {feature.column for view in resolved.views for feature in view.features}
-        for column in examples.columns:
-            if column in taken:
-                raise SchemaError(f"examples: column {column!r} has the name of a feature of {service}; rename it")
         made = parts.provenance(resolved)
-        segments = segments_of(examples, resolved.views)
-        user, user_rows = self._distinct(resolved, USER, user_ids, micros, segments)
-        item, item_rows = self._distinct(resolved, ITEM, item_ids, micros)
-        return TrainingSet(
-            service=service,
-            user=user,
-            item=item,
-            user_rows=user_rows,
-            item_rows=item_rows,
-            fingerprints=_fingerprints(made),
-            bridges=_bridges(made),
-            examples=examples,
-            references=resolved.references,
-        )
+        return joined(self.store, resolved, examples, fingerprints=_fingerprints(made), bridges=_bridges(made))
+
+    def training_slices(
+        self, examples: pd.DataFrame | Path | str, *, service: str, rows: int = 200_000
+    ) -> Iterator[TrainingSet]:
+        """Yield :meth:`training_set` of slices of time, the earliest first, so that memory holds one at a time.
+
+        Together they hold what one call gives: within a slice, examples keep their order and index.
+
+        Parameters
+        ----------
+        examples
+            As in :meth:`training_set`; or the path of a parquet file, or of a folder of them, that needn't fit in
+            memory. The index of such a slice are the places of its rows in the files.
+        service
+            Feature service to read.
+        rows
+            Examples in a slice, 1 or more; the last one may be smaller.
+
+        Raises
+        ------
+        SchemaError, RowError, ServiceError, FingerprintError, RetrievalError
+            As :meth:`training_set`.
+        """
+        if rows < 1:
+            raise SchemaError(f"training_slices: expected rows of 1 or more, found {rows}")
+        source = open_examples(examples)
+        return (self.training_set(some, service=service) for some in time_slices(source, rows))
 
     def lookup(
         self, user_id: str, candidate_ids: Iterable[str], *, service: str, segment: str | None = None
@@ -242,7 +253,7 @@ class FeatureClient:
         micros = check_timestamps(timestamps, name="timestamps")
         if len(keys) != len(micros):
             raise SchemaError(f"entity_history: expected as many times as ids, found {len(micros)} and {len(keys)}")
-        block, rows = self._distinct(self._measured_again(service), entity, keys, micros)
+        block, rows = distinct_history(self.store, self._measured_again(service), entity, keys, micros)
         return block if len(block) == len(keys) else block.take(rows)
 
     def fingerprints(self, service: str) -> dict[str, str | None]:
@@ -321,14 +332,6 @@ class FeatureClient:
         if found:
             with self._lock:
                 self._services[service.name] = known_dimensions(service, found)
-
-    def _distinct(
-        self, service: Service, entity: str, ids: Ids, micros: Micros, segments: Ids | None = None
-    ) -> tuple[EntityBlock, Any]:
-        if entity == USER:
-            return user_history(self.store, service.of(USER), ids, micros, segments)
-        first, rows = distinct_pairs(ids, micros)
-        return history(self.store, service.of(entity), entity, ids[first], micros[first]), rows
 
     def _online(self) -> OnlineReader:
         from recsys_llm.retrieval.online import open_reader
