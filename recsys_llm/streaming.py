@@ -261,5 +261,4 @@ class NextItemsStream:
         return producer
 
     def _publisher(self, view: Any) -> OnlinePublisher:
-        online = self.store.provider.online_store
-        return OnlinePublisher(self.store.config, online, self.store.registry, view)
+        return OnlinePublisher(self.store.config, self.store.provider.online_store, view)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
 import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys_llm.bench.memory import in_own_process
 from recsys_llm.config import Config, InteractionsConfig, ItemsConfig, SourcesConfig, TextEncoderConfig
 from recsys_llm.producers import Parts, open_ledger, produce
 from recsys_llm.producers.text_embedding import ItemTextEmbedding
@@ -49,23 +47,11 @@ def peak_memory(files: ModelFiles, rows: int, *, max_tokens: int) -> float:
         root = Path(folder)
         _write_items(root, (f"item {row}" for row in range(rows)))
         _first_layer(files, root / "model")
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(_peak_of_materialising, root, max_tokens).result()
+        return in_own_process(_load_and_materialise, root, max_tokens)[1]
 
 
-def _peak_of_materialising(root: Path, max_tokens: int) -> float:
+def _load_and_materialise(root: Path, max_tokens: int) -> None:
     _materialise(root, TextEncoder.load(root / "model", device="cpu", max_tokens=max_tokens))
-    return _peak_mib()
-
-
-def _peak_mib() -> float:
-    # After a fork and exec, getrusage still counts the parent's pages; Linux's high-water mark starts anew.
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _materialise(root: Path, encoder: TextEncoder) -> None:

@@ -114,7 +114,7 @@ def _publish(store: feast.FeatureStore, name: str, stored: VectorStorage, ids: l
             schema.CONTENT_HASH: pa.nulls(len(ids), HASH_TYPE),
         }
     )
-    publisher = OnlinePublisher(store.config, store.provider.online_store, store.registry, store.get_feature_view(name))
+    publisher = OnlinePublisher(store.config, store.provider.online_store, store.get_feature_view(name))
     publisher(table)
 
 

@@ -50,6 +50,22 @@ def online(
 
 
 @app.command()
+def materialize(
+    rows: Annotated[int, typer.Option(min=1, help="Of each of the two views.")] = 50_000,
+    runs: Annotated[int, typer.Option(min=1, help="Of each side, in turns.")] = 3,
+    redis: Annotated[Optional[str], typer.Option(help="redis://HOST:PORT/DB; by default a private server.")] = None,  # noqa: UP045
+    json_file: JsonFile = None,
+) -> None:
+    """Time `feast materialize` into Redis with this package's engine against Feast's own, and against bare HSET.
+
+    Example: recsys-llm bench materialize --rows 50000 --json materialize.json
+    """
+    from recsys_llm.bench.materialize import bench_materialize
+
+    _finish(bench_materialize(rows=rows, runs=runs, redis_url=redis), json_file)
+
+
+@app.command()
 def text(
     model: Annotated[str, typer.Option(help="A directory, a package with weights, or a hub id.")] = DEFAULT_ENCODER,
     texts: Annotated[Optional[Path], typer.Option(help="UTF-8 file, one text a line; by default made-up ones.")] = None,  # noqa: UP045

@@ -20,7 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from recsys_llm.config import load_config
+from recsys_llm.engine.copying import copy_rows, is_copied
 from recsys_llm.engine.publish import OnlinePublisher, store_identity
+from recsys_llm.engine.rows import Written
 from recsys_llm.engine.vectors import check_vectors
 from recsys_llm.errors import ConfigError
 from recsys_llm.producers import Parts, ProducerTag, Summary, open_ledger, open_producer, plan, produce
@@ -38,7 +40,7 @@ class FeatureComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]  #
 
 
 class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast ships no types
-    """Computes the views that carry a ``recsys_llm`` tag; leaves all others to Feast's local engine."""
+    """Computes the views that carry a ``recsys_llm`` tag, and copies the rows of others online as Feast does."""
 
     def __init__(self, *, device: str = "auto", **kwargs: Any) -> None:
         # Feast hands over every key of `batch_engine`, also those that the base class doesn't know.
@@ -54,9 +56,12 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
         job = f"{view.name}-{task.start_time}-{task.end_time}"
         try:
             tag = ProducerTag.of(view.name, view.tags)
-            if tag is None:
+            if tag is not None:
+                click.echo(str(self._compute(registry, task, tag)))
+            elif is_copied(task):
+                _echo_copied(view.name, copy_rows(self, registry, task))
+            else:
                 return super()._materialize_one(registry, task, **kwargs)
-            click.echo(str(self._compute(registry, task, tag)))
         except Exception as error:  # noqa: BLE001  whatever it is, Feast must see it and leave its watermark alone
             return LocalMaterializationJob(job_id=job, status=MaterializationJobStatus.ERROR, error=error)
         return LocalMaterializationJob(job_id=job, status=MaterializationJobStatus.SUCCEEDED)
@@ -75,20 +80,33 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
             def count() -> int:
                 return plan(view.name, producer, ledger, start, end, with_cost=False).computed
 
+            publish = OnlinePublisher(self.repo_config, self.online_store, view)
             with _progress(count, view.name) as advance:
-                return produce(
+                summary = produce(
                     view.name,
                     producer,
                     ledger,
                     Parts(parts_directory(view), view.name, producer.manifest),
-                    OnlinePublisher(self.repo_config, self.online_store, registry, view),
+                    publish,
                     store=store_identity(self.repo_config.online_store, self.repo_config.project),
                     start=start,
                     end=end,
                     advance=advance,
                 )
+            _echo_older(view.name, publish.written)
+            return summary
         finally:
             ledger.close()
+
+
+def _echo_copied(view: str, written: Written) -> None:
+    click.echo(f"{view}: {written.newer + written.equal:,} rows copied online")
+    _echo_older(view, written)
+
+
+def _echo_older(view: str, written: Written) -> None:
+    if written.older:
+        click.echo(f"{view}: {written.older:,} rows left out, since the online store holds newer ones")
 
 
 def parts_directory(view: FeatureView) -> Path:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -15,18 +15,18 @@ from recsys_llm.errors import SchemaError, ServiceError, did_you_mean
 from recsys_llm.retrieval import parts
 from recsys_llm.retrieval.blocks import EntityBlock
 from recsys_llm.retrieval.caches import ItemCaches
-from recsys_llm.retrieval.cold_start import segments_of, user_history
-from recsys_llm.retrieval.examples import Ids, Micros, check_examples, check_ids, check_timestamps
-from recsys_llm.retrieval.history import distinct_pairs, history
+from recsys_llm.retrieval.examples import Ids, check_examples, check_ids, check_timestamps
 from recsys_llm.retrieval.item_cache import CacheSettings, CacheStats
+from recsys_llm.retrieval.joining import distinct_history, joined
 from recsys_llm.retrieval.lookup import Lookup
 from recsys_llm.retrieval.online import OnlineReader, open_reader
 from recsys_llm.retrieval.online_client import OnlineClient
 from recsys_llm.retrieval.parts import Provenance
 from recsys_llm.retrieval.service import Service, resolve
+from recsys_llm.retrieval.slices import open_examples, time_slices
 from recsys_llm.retrieval.store import open_store
 from recsys_llm.retrieval.training import TrainingSet
-from recsys_llm.schema import ITEM, JOIN_KEYS, USER
+from recsys_llm.schema import JOIN_KEYS
 
 if TYPE_CHECKING:
     import feast
@@ -125,27 +125,37 @@ class FeatureClient(OnlineClient):
         RetrievalError
             The offline store and the parts contradict each other.
         """
-        user_ids, item_ids, micros = check_examples(examples)
+        check_examples(examples)
         resolved = self._measured_again(service)
-        taken = {feature.column for view in resolved.views for feature in view.features}
-        for column in examples.columns:
-            if column in taken:
-                raise SchemaError(f"examples: column {column!r} has the name of a feature of {service}; rename it")
         made = parts.provenance(resolved)
-        segments = segments_of(examples, resolved.views)
-        user, user_rows = self._distinct(resolved, USER, user_ids, micros, segments)
-        item, item_rows = self._distinct(resolved, ITEM, item_ids, micros)
-        return TrainingSet(
-            service=service,
-            user=user,
-            item=item,
-            user_rows=user_rows,
-            item_rows=item_rows,
-            fingerprints=_fingerprints(made),
-            bridges=_bridges(made),
-            examples=examples,
-            references=resolved.references,
-        )
+        return joined(self.store, resolved, examples, fingerprints=_fingerprints(made), bridges=_bridges(made))
+
+    def training_slices(
+        self, examples: pd.DataFrame | Path | str, *, service: str, rows: int = 200_000
+    ) -> Iterator[TrainingSet]:
+        """Yield :meth:`training_set` of slices of time, the earliest first, so that memory holds one at a time.
+
+        Together they hold what one call gives: within a slice, examples keep their order and index.
+
+        Parameters
+        ----------
+        examples
+            As in :meth:`training_set`; or the path of a parquet file, or of a folder of them, that needn't fit in
+            memory. The index of such a slice are the places of its rows in the files.
+        service
+            Feature service to read.
+        rows
+            Examples in a slice, 1 or more; the last one may be smaller.
+
+        Raises
+        ------
+        SchemaError, RowError, ServiceError, FingerprintError, RetrievalError
+            As :meth:`training_set`.
+        """
+        if rows < 1:
+            raise SchemaError(f"training_slices: expected rows of 1 or more, found {rows}")
+        source = open_examples(examples)
+        return (self.training_set(some, service=service) for some in time_slices(source, rows))
 
     def entity_history(
         self, entity: str, ids: Sequence[str] | Ids, timestamps: pd.DatetimeIndex | Sequence[datetime], *, service: str
@@ -181,7 +191,7 @@ class FeatureClient(OnlineClient):
         micros = check_timestamps(timestamps, name="timestamps")
         if len(keys) != len(micros):
             raise SchemaError(f"entity_history: expected as many times as ids, found {len(micros)} and {len(keys)}")
-        block, rows = self._distinct(self._measured_again(service), entity, keys, micros)
+        block, rows = distinct_history(self.store, self._measured_again(service), entity, keys, micros)
         return block if len(block) == len(keys) else block.take(rows)
 
     def fingerprints(self, service: str) -> dict[str, str | None]:
@@ -255,14 +265,6 @@ class FeatureClient(OnlineClient):
         with self._lock:
             self._services[service] = parts.measured(self.resolve(service))
             return self._services[service]
-
-    def _distinct(
-        self, service: Service, entity: str, ids: Ids, micros: Micros, segments: Ids | None = None
-    ) -> tuple[EntityBlock, Any]:
-        if entity == USER:
-            return user_history(self.store, service.of(USER), ids, micros, segments)
-        first, rows = distinct_pairs(ids, micros)
-        return history(self.store, service.of(entity), entity, ids[first], micros[first]), rows
 
     def cache_stats(self, service: str) -> CacheStats:
         """Return hits, misses and sizes of the item cache of a service; zeros without one."""

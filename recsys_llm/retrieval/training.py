@@ -17,10 +17,12 @@ from recsys_llm.retrieval.columns import Column, nulls
 from recsys_llm.schema import EVENT_TIMESTAMP
 
 if TYPE_CHECKING:
-    import torch
-    from torch.utils.data import DataLoader, Dataset
+    from pathlib import Path
 
-    Batch = dict[str, torch.Tensor]
+    from feast.infra.offline_stores.offline_store import RetrievalJob
+    from torch.utils.data import DataLoader
+
+    from recsys_llm.retrieval.torch_dataset import ExampleDataset
 
 PAIRWISE_KEY = "pairwise"
 ROWS_KEY = "rows"
@@ -36,10 +38,13 @@ class TrainingSet(FeatureBatch):
         As they were handed in, index and other columns included.
     references
         Feast's names of all features, ``view:feature``.
+    intervals
+        View to the intervals that Feast had materialised, as pairs of ISO 8601 times.
     """
 
     examples: pd.DataFrame = field(default_factory=pd.DataFrame)
     references: tuple[str, ...] = ()
+    intervals: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return ``examples`` plus one column per feature and pairwise feature, under the index of ``examples``.
@@ -66,8 +71,10 @@ class TrainingSet(FeatureBatch):
     def manifest(self) -> dict[str, Any]:
         """What the set was made of, as JSON values.
 
-        ``service``, ``features``, ``fingerprints`` (by view), ``bridges`` (by view), ``rows``, ``nulls`` (examples
-        without a value, by column) and ``time_range`` (first and last time, ISO 8601; null without examples).
+        ``service``, ``features``, ``fingerprints`` (by view), ``bridges`` (by view), ``intervals`` (by view: the
+        beginnings and ends that Feast had materialised), ``rows``, ``users`` and ``items`` (distinct ones at distinct
+        times), ``nulls`` (examples without a value, by column) and ``time_range`` (first and last time; null without
+        examples). Times are ISO 8601.
         """
         missing = {name: int(self._nulls(name).sum()) for name in self.columns}
         missing |= {name: int(np.isnan(self.pairwise[:, n]).sum()) for n, name in enumerate(self.pairwise_names)}
@@ -77,12 +84,15 @@ class TrainingSet(FeatureBatch):
             "features": list(self.references),
             "fingerprints": dict(self.fingerprints),
             "bridges": dict(self.bridges),
+            "intervals": {view: [list(pair) for pair in pairs] for view, pairs in self.intervals.items()},
             "rows": len(self),
+            "users": len(self.user),
+            "items": len(self.item),
             "nulls": missing,
             "time_range": [times.min().isoformat(), times.max().isoformat()] if len(self) else None,
         }
 
-    def dataset(self, columns: Sequence[str] | None = None) -> Dataset[Any]:
+    def dataset(self, columns: Sequence[str] | None = None, *, directory: Path | str | None = None) -> ExampleDataset:
         """Return a torch ``Dataset`` whose ``__getitems__`` gathers a whole batch at once.
 
         A batch is a dict of tensors: each numeric feature (b,) and vector (b, d) by its full name, ``pairwise`` (b, P),
@@ -93,6 +103,9 @@ class TrainingSet(FeatureBatch):
         ----------
         columns
             Features to include; None: all numbers and vectors.
+        directory
+            Write the values there, once each, and read batches from memory-mapped files, which other processes share;
+            None: keep them in this process's memory.
 
         Raises
         ------
@@ -101,13 +114,25 @@ class TrainingSet(FeatureBatch):
         SchemaError
             A column of ``examples`` is called ``pairwise`` or ``rows``.
         """
+        from recsys_llm.retrieval.torch_dataset import ExampleDataset
+
         names = self._tensors() if columns is None else tuple(columns)
-        return _dataset(self, {name: self._shared(name) for name in names}, self._example_tensors())
+        shared: dict[str, Any] = {name: self._shared(name) for name in names}
+        plain = {**self._example_tensors(), PAIRWISE_KEY: self.pairwise}
+        dataset = ExampleDataset(len(self), shared | {name: (values, None) for name, values in plain.items()})
+        return dataset if directory is None else dataset.mapped(directory)
 
     def loader(
-        self, batch_size: int, *, shuffle: bool = False, seed: int = 0, columns: Sequence[str] | None = None
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        columns: Sequence[str] | None = None,
+        workers: int = 0,
+        pin_memory: bool | None = None,
     ) -> DataLoader[Any]:
-        """Return a torch ``DataLoader`` over :meth:`dataset`, in this process.
+        """Return a torch ``DataLoader`` over :meth:`dataset`.
 
         Parameters
         ----------
@@ -119,14 +144,34 @@ class TrainingSet(FeatureBatch):
             Of the order.
         columns
             As in :meth:`dataset`.
+        workers
+            Processes that gather batches; 0: this one. They map one temporary copy of the values on disk, which is gone
+            with the loader; nothing large is sent to them.
+        pin_memory
+            Whether batches lie in pinned memory, from where a GPU copies them while it computes; None: where there is
+            a CUDA device.
         """
-        import torch
-        from torch.utils.data import DataLoader
+        from recsys_llm.retrieval.torch_dataset import make_loader
 
-        generator = torch.Generator().manual_seed(seed)
-        return DataLoader(
-            self.dataset(columns), batch_size=batch_size, shuffle=shuffle, generator=generator, collate_fn=_whole
+        dataset = self.dataset(columns)
+        return make_loader(
+            dataset.mapped() if workers else dataset,
+            batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            workers=workers,
+            pin_memory=pin_memory,
         )
+
+    def retrieval_job(self) -> RetrievalJob:
+        """Return the set as a job of Feast's, for ``FeatureStore.create_saved_dataset(from_=...)``.
+
+        ``FeatureStore.get_saved_dataset(name).to_df()`` then gives keys, times and features; the file that it is stored
+        in also has the other columns of ``examples``.
+        """
+        from recsys_llm.retrieval.saved_dataset import TrainingJob
+
+        return TrainingJob(self)
 
     def _tensors(self) -> tuple[str, ...]:
         return tuple(name for name in self.columns if isinstance(self._values(name), np.ndarray))
@@ -161,36 +206,6 @@ class TrainingSet(FeatureBatch):
             kind = np.float32 if pd.api.types.is_float_dtype(values.dtype) else np.int64
             arrays[str(name)] = values.to_numpy(dtype=kind)
         return arrays
-
-
-def _dataset(examples: TrainingSet, shared: Mapping[str, Any], carried: Mapping[str, Any]) -> Dataset[Any]:
-    """Return the torch dataset; defined here because importing torch takes a second."""
-    import torch
-    from torch.utils.data import Dataset
-
-    pairwise = examples.pairwise
-
-    class Examples(Dataset[Any]):
-        def __len__(self) -> int:
-            return len(examples)
-
-        def __getitem__(self, row: int) -> Batch:
-            return {name: tensor[0] for name, tensor in self.__getitems__([row]).items()}
-
-        def __getitems__(self, rows: Sequence[int]) -> Batch:
-            # np.take on one thread: torch's own indexing on several threads is slower by far.
-            at = np.asarray(rows, dtype=np.int64)
-            arrays = {name: np.take(values, where[at], axis=0) for name, (values, where) in shared.items()}
-            arrays |= {name: np.take(values, at) for name, values in carried.items()}
-            arrays |= {PAIRWISE_KEY: np.take(pairwise, at, axis=0), ROWS_KEY: at}
-            return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-    return Examples()
-
-
-def _whole(batch: Any) -> Any:
-    """Return what ``__getitems__`` gathered: there is nothing left to collate."""
-    return batch
 
 
 def _as_arrow(column: Column) -> Any:

@@ -99,8 +99,9 @@ class Repository:
         views: Mapping[str, tuple[str, timedelta, Mapping[str, tuple[Any, Any]]]] = VIEWS,
         tags: Mapping[str, dict[str, str]] | None = None,
         services: Mapping[str, Sequence[str]] | None = None,
+        **settings: Any,
     ) -> None:
-        """Take views as :data:`VIEWS` has them, the tags of some, and the views of each service."""
+        """Take views as :data:`VIEWS` has them, the tags of some, the views of each service, and more of the config."""
         self.folder = folder
         self.numbers = count()
         self.views = views
@@ -115,6 +116,7 @@ class Repository:
             online_store=dict(online),
             entity_key_serialization_version=3,
             repo_path=folder,
+            **settings,
         )
         self.store = FeatureStore(config=config)
         entities = {
