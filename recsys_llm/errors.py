@@ -18,6 +18,8 @@
     └── RetrievalError        a training set or a lookup can't be answered
         ├── ServiceError      the feature service is unknown, or lacks what is asked of it
         └── StoreError        the online store failed, or holds bytes that are no value of ours
+            ├── EmptiedStoreError    it lacks what was published: it was flushed, or restarted without its data
+            └── EvictingStoreError   it would drop rows when it is full
 
 Every message says what was expected, what was found and what to do next.
 """
@@ -90,6 +92,14 @@ class ServiceError(RetrievalError):
 
 class StoreError(RetrievalError):
     """The online store failed, or holds bytes that are no value of ours."""
+
+
+class EmptiedStoreError(StoreError):
+    """The online store lacks what was published: it was flushed, or restarted without its data."""
+
+
+class EvictingStoreError(StoreError):
+    """The online store would drop rows when it is full."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

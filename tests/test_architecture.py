@@ -26,17 +26,18 @@ ALLOWED = {
     "config": {"errors", "schema", "timestamps"},
     "bootstrap": {"errors"},
     "storage": {"errors", "schema"},
+    "stores": BASE,
     "sources": BASE,
     "text": BASE,
     "seqgan": BASE,
     "producers": BASE | {"sources", "text", "seqgan"},
-    "engine": BASE | {"sources", "text", "seqgan", "producers"},
-    "retrieval": BASE,
+    "engine": BASE | {"stores", "sources", "text", "seqgan", "producers"},
+    "retrieval": BASE | {"stores"},
     "ranking": BASE | {"retrieval"},
-    "bench": BASE | WRITE | READ,
+    "bench": BASE | {"stores"} | WRITE | READ,
     "cli_options": {"errors", "timestamps"},
-    "commands": BASE | WRITE | READ | {"bench", "cli_options"},
-    "cli": BASE | WRITE | READ | {"bench", "cli_options", "commands"},
+    "commands": BASE | {"stores"} | WRITE | READ | {"bench", "cli_options"},
+    "cli": BASE | {"stores"} | WRITE | READ | {"bench", "cli_options", "commands"},
 }
 """What each part may import besides itself."""
 

@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from recsys_llm.config import load_config
-from recsys_llm.engine.publish import OnlinePublisher, store_identity
+from recsys_llm.engine.publish import OnlinePublisher
+from recsys_llm.engine.runs import online_run
 from recsys_llm.engine.vectors import check_vectors
 from recsys_llm.errors import ConfigError
 from recsys_llm.producers import Parts, ProducerTag, Summary, open_ledger, open_producer, plan, produce
@@ -75,14 +76,17 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
             def count() -> int:
                 return plan(view.name, producer, ledger, start, end, with_cost=False).computed
 
-            with _progress(count, view.name) as advance:
+            with (
+                online_run(self.online_store, self.repo_config, view.name) as store,
+                _progress(count, view.name) as advance,
+            ):
                 return produce(
                     view.name,
                     producer,
                     ledger,
                     Parts(parts_directory(view), view.name, producer.manifest),
                     OnlinePublisher(self.repo_config, self.online_store, registry, view),
-                    store=store_identity(self.repo_config.online_store, self.repo_config.project),
+                    store=store,
                     start=start,
                     end=end,
                     advance=advance,

@@ -118,6 +118,8 @@ def produce(
         parts.check_dimension()
         ledger.check(view, producer.manifest["fingerprint"])
         summary.recovered = _recover(view, producer, ledger, parts, publish, store)
+        # From here on the store holds every recorded row: a killed run need not publish all of them again.
+        ledger.mark_published(view, store)
         for pending in _pending(view, producer, ledger, start, end, summary):
             table = _compute(view, producer, pending)
             _store(view, producer, ledger, publish, parts.write(table), table)
@@ -126,7 +128,6 @@ def produce(
                 advance(table.num_rows)
             summary.cost += producer.cost(pending.rows)
         parts.ensure_readable(stored_schema(producer))
-        ledger.mark_published(view, store)
     return summary.finish()
 
 
