@@ -6,8 +6,9 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import feast
 
     from recsys_llm.retrieval.online import OnlineReader
+    from recsys_llm.retrieval.online_failures import LookupOptions, OnStoreError
 
 
 class FeatureClient:
@@ -134,14 +136,20 @@ class FeatureClient:
             item=item,
             user_rows=user_rows,
             item_rows=item_rows,
-            fingerprints=_fingerprints(made),
-            bridges=_bridges(made),
+            fingerprints=parts.fingerprints(made),
+            bridges=parts.bridges(made),
             examples=examples,
             references=resolved.references,
         )
 
     def lookup(
-        self, user_id: str, candidate_ids: Iterable[str], *, service: str, segment: str | None = None
+        self,
+        user_id: str,
+        candidate_ids: Iterable[str],
+        *,
+        service: str,
+        segment: str | None = None,
+        on_store_error: OnStoreError = "raise",
     ) -> FeatureBatch:
         """Read the features of one user and N candidates from the online store.
 
@@ -156,6 +164,8 @@ class FeatureClient:
             Feature service to read.
         segment
             The user's, such as a country, as the source has it.
+        on_store_error
+            ``defaults``: of a store that fails, all is UNAVAILABLE, and the batch's ``store_error`` says why.
 
         Returns
         -------
@@ -174,7 +184,9 @@ class FeatureClient:
             The online store failed, or holds bytes that are no value of the feature.
         """
         from recsys_llm.retrieval.online import Request, block
+        from recsys_llm.retrieval.online_failures import LookupReader, flagged
 
+        reader = LookupReader(self._online(), on_store_error)
         check_id(user_id, name=USER_ID)
         if segment is not None:
             check_id(segment, name=SEGMENT)
@@ -186,27 +198,26 @@ class FeatureClient:
             Request(USER, resolved.of(USER), (user_id,)),
             Request(ITEM, resolved.of(ITEM), tuple(distinct)),
         ]
-        rows = self._online().read(requests)
+        rows = reader.read(requests)
         now = to_micros(self._now())
         user, item = (block(request, stored, now) for request, stored in zip(requests, rows, strict=True))
         cold = cold_views(resolved.of(USER))
 
         def standing_in(ids: tuple[str, ...]) -> EntityBlock:
             request = Request(USER, cold, ids)
-            return block(request, self._online().read([request])[0], now)
+            return block(request, reader.read([request])[0], now)
 
-        user = filled_now(user, cold, segment, standing_in)
+        item = flagged(item, reader.failure)
+        user = flagged(filled_now(user, cold, segment, standing_in), reader.failure)
         self._learn(resolved, user, item)
-        rows_of_user = np.zeros(len(candidates), dtype=np.int64)
-        return FeatureBatch(
-            service, user, item, rows_of_user, codes.astype(np.int64), _fingerprints(made), _bridges(made)
-        )
+        rows_of_item, models = codes.astype(np.int64), (parts.fingerprints(made), parts.bridges(made))
+        return FeatureBatch(service, user, item, np.zeros_like(rows_of_item), rows_of_item, *models, reader.reason)
 
     async def lookup_async(
-        self, user_id: str, candidate_ids: Iterable[str], *, service: str, segment: str | None = None
+        self, user_id: str, candidate_ids: Iterable[str], **options: Unpack[LookupOptions]
     ) -> FeatureBatch:
         """Do what :meth:`lookup` does in a thread, so that the event loop stays free."""
-        return await asyncio.to_thread(self.lookup, user_id, candidate_ids, service=service, segment=segment)
+        return await asyncio.to_thread(partial(self.lookup, user_id, candidate_ids, **options))
 
     def entity_history(
         self, entity: str, ids: Sequence[str] | Ids, timestamps: pd.DatetimeIndex | Sequence[datetime], *, service: str
@@ -253,7 +264,7 @@ class FeatureClient:
         FingerprintError
             The service mixes vectors of two models.
         """
-        return _fingerprints(self._made(service))
+        return parts.fingerprints(self._made(service))
 
     def bridges(self, service: str) -> dict[str, str]:
         """Return the fingerprint that each bridged view stands in for; see :class:`FeatureBatch`.
@@ -263,7 +274,7 @@ class FeatureClient:
         FingerprintError
             The service mixes vectors of two models.
         """
-        return _bridges(self._made(service))
+        return parts.bridges(self._made(service))
 
     def resolve(self, service: str) -> Service:
         """Return what a feature service asks for, read from the registry once.
@@ -331,17 +342,9 @@ class FeatureClient:
         return history(self.store, service.of(entity), entity, ids[first], micros[first]), rows
 
     def _online(self) -> OnlineReader:
-        from recsys_llm.retrieval.online import open_reader
+        from recsys_llm.retrieval.online_failures import checked_reader
 
         with self._lock:
             if self._reader is None:
-                self._reader = open_reader(self.store)
+                self._reader = checked_reader(self.store)
             return self._reader
-
-
-def _fingerprints(made: dict[str, Provenance]) -> dict[str, str | None]:
-    return {view: found.fingerprint for view, found in made.items()}
-
-
-def _bridges(made: dict[str, Provenance]) -> dict[str, str]:
-    return {view: found.bridges for view, found in made.items() if found.bridges is not None}
