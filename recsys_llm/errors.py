@@ -13,6 +13,7 @@
     │   └── TrainingError     training can't start or went wrong: no events, a loss that is not finite
     ├── LeakageError          a value would come from data at or after its own time
     ├── FingerprintError      two model versions would be mixed
+    ├── ExecutorError         work on other processes could not be done
     ├── LedgerError           the ledger is locked by another run, or contradicts the parts
     ├── MigrationError        services can't be moved to a new version: rows are missing, or the repository disagrees
     └── RetrievalError        a training set or a lookup can't be answered
@@ -72,6 +73,10 @@ class LeakageError(RecsysLLMError):
 
 class FingerprintError(RecsysLLMError):
     """Vectors or models of two versions would be mixed."""
+
+
+class ExecutorError(RecsysLLMError):
+    """Work that was given to other processes could not be done."""
 
 
 class LedgerError(RecsysLLMError):

@@ -28,6 +28,9 @@ from recsys_llm.timestamps import FUTURE_TOLERANCE, TIMESTAMP, now, to_micros
 Publish = Callable[[pa.Table], None]
 """Write rows to the online store. A table has each key once, and no row older than what was published before."""
 
+Execute = Callable[[Iterator[Due]], Iterator[tuple[Due, pa.RecordBatch]]]
+"""From chunks to each of them with its features, in any order."""
+
 
 @dataclass
 class Summary:
@@ -91,6 +94,7 @@ def produce(
     start: datetime,
     end: datetime,
     advance: Callable[[int], None] | None = None,
+    execute: Execute | None = None,
 ) -> Summary:
     """Compute the rows of ``view`` stamped in (start, end] that nobody has computed yet, and store them.
 
@@ -103,6 +107,8 @@ def produce(
         its rows, from the parts.
     advance
         Called with the number of rows stored since the last call.
+    execute
+        Computes on other processes; None: in this one.
 
     Raises
     ------
@@ -120,8 +126,9 @@ def produce(
         summary.recovered = _recover(view, producer, ledger, parts, publish, store)
         # From here on the store holds every recorded row: a killed run need not publish all of them again.
         ledger.mark_published(view, store)
-        for pending in _pending(view, producer, ledger, start, end, summary):
-            table = _compute(view, producer, pending)
+        chunks = _pending(view, producer, ledger, start, end, summary)
+        for pending, features in execute(chunks) if execute is not None else _computed_here(producer, chunks):
+            table = _finished(view, producer, pending.rows, features)
             _store(view, producer, ledger, publish, parts.write(table), table)
             summary.computed += table.num_rows
             if advance is not None:
@@ -190,9 +197,12 @@ def _check_stamps(view: str, join_key: str, batch: pa.RecordBatch, latest: datet
         )
 
 
-def _compute(view: str, producer: Producer, due: Due) -> pa.Table:
-    inputs = due.rows
-    features = producer.compute(inputs, due.events)
+def _computed_here(producer: Producer, chunks: Iterator[Due]) -> Iterator[tuple[Due, pa.RecordBatch]]:
+    for due in chunks:
+        yield due, producer.compute(due.rows, due.events)
+
+
+def _finished(view: str, producer: Producer, inputs: pa.RecordBatch, features: pa.RecordBatch) -> pa.Table:
     if features.num_rows != inputs.num_rows:
         raise ModelError(f"view {view}: {inputs.num_rows} rows went in and {features.num_rows} features came out")
     created = now()
