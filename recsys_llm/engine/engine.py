@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from recsys_llm.engine.ray_executor import RayExecutor, RayPool
 from recsys_llm.engine.ray_worker import ComputeWorker, worker_config
 from recsys_llm.engine.runs import online_run
 from recsys_llm.engine.vectors import check_vectors
+from recsys_llm.engine.watermarks import keep_intervals
 from recsys_llm.errors import ConfigError
 from recsys_llm.producers import Parts, Producer, ProducerTag, Summary, open_ledger, open_producer, plan, produce
 from recsys_llm.timestamps import BEGINNING, FUTURE_TOLERANCE, now
@@ -46,6 +48,8 @@ class FeatureComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]  #
     """More than ``min_workers`` are started while work is waiting."""
     cpus_per_worker: float = Field(default=1.0, ge=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
+    lock_seconds: float = Field(default=600.0, ge=0)
+    """How long to wait for another run of the same view to end."""
 
 
 class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast ships no types
@@ -67,6 +71,8 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
             if tag is None:
                 return super()._materialize_one(registry, task, **kwargs)
             click.echo(str(self._compute(registry, task, tag)))
+            ledger = partial(open_ledger, load_config(self.repo_config.repo_path))
+            keep_intervals(registry, str(self.repo_config.registry.path), view, ledger)
         except Exception as error:  # noqa: BLE001  whatever it is, Feast must see it and leave its watermark alone
             return LocalMaterializationJob(job_id=job, status=MaterializationJobStatus.ERROR, error=error)
         return LocalMaterializationJob(job_id=job, status=MaterializationJobStatus.SUCCEEDED)
@@ -99,6 +105,7 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
                     start=start,
                     end=end,
                     advance=advance,
+                    lock_seconds=self.settings.lock_seconds,
                     execute=self._executor(view.name, tag, config, producer),
                 )
         finally:

@@ -94,6 +94,7 @@ def produce(
     start: datetime,
     end: datetime,
     advance: Callable[[int], None] | None = None,
+    lock_seconds: float = 0.0,
     execute: Execute | None = None,
 ) -> Summary:
     """Compute the rows of ``view`` stamped in (start, end] that nobody has computed yet, and store them.
@@ -107,20 +108,22 @@ def produce(
         its rows, from the parts.
     advance
         Called with the number of rows stored since the last call.
+    lock_seconds
+        How long to wait for another run of the view.
     execute
         Computes on other processes; None: in this one.
 
     Raises
     ------
     LedgerError
-        Another run holds the view.
+        Another run holds the view, or the lock was lost.
     FingerprintError
         The view holds values of another model.
     RowError
         A computed value is not finite, or a row is stamped in the future; nothing of its chunk is stored.
     """
     summary = Summary(view, producer.unit)
-    with ledger.lock(view):
+    with ledger.lock(view, wait=lock_seconds):
         parts.check_dimension()
         ledger.check(view, producer.manifest["fingerprint"])
         summary.recovered = _recover(view, producer, ledger, parts, publish, store)
