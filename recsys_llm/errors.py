@@ -13,12 +13,15 @@
     │   └── TrainingError     training can't start or went wrong: no events, a loss that is not finite
     ├── LeakageError          a value would come from data at or after its own time
     ├── FingerprintError      two model versions would be mixed
+    ├── ExecutorError         work on other processes could not be done
     ├── LedgerError           the ledger is locked by another run, or contradicts the parts
     ├── MigrationError        services can't be moved to a new version: rows are missing, or the repository disagrees
     └── RetrievalError        a training set or a lookup can't be answered
         ├── ServiceError      the feature service is unknown, or lacks what is asked of it
         └── StoreError        the online store failed, or holds bytes that are no value of ours
             └── LayoutError   the online store holds something else than the registry says
+            ├── EmptiedStoreError    it lacks what was published: it was flushed, or restarted without its data
+            └── EvictingStoreError   it would drop rows when it is full
 
 Every message says what was expected, what was found and what to do next.
 """
@@ -73,6 +76,10 @@ class FingerprintError(RecsysLLMError):
     """Vectors or models of two versions would be mixed."""
 
 
+class ExecutorError(RecsysLLMError):
+    """Work that was given to other processes could not be done."""
+
+
 class LedgerError(RecsysLLMError):
     """The ledger is held by another run, or contradicts the parts on disk."""
 
@@ -95,6 +102,14 @@ class StoreError(RetrievalError):
 
 class LayoutError(StoreError):
     """The online store holds something else than the registry says, as it was last read: other types or tables."""
+
+
+class EmptiedStoreError(StoreError):
+    """The online store lacks what was published: it was flushed, or restarted without its data."""
+
+
+class EvictingStoreError(StoreError):
+    """The online store would drop rows when it is full."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

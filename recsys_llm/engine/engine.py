@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +17,21 @@ from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
+from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from recsys_llm.config import load_config
+from recsys_llm.config import Config, load_config
 from recsys_llm.engine.copying import copy_rows, is_copied
-from recsys_llm.engine.publish import OnlinePublisher, store_identity
+from recsys_llm.engine.publish import OnlinePublisher
+from recsys_llm.engine.ray_executor import RayExecutor, RayPool
+from recsys_llm.engine.ray_worker import ComputeWorker, worker_config
 from recsys_llm.engine.rows import Written
+from recsys_llm.engine.runs import online_run
 from recsys_llm.engine.vectors import check_vectors
+from recsys_llm.engine.watermarks import keep_intervals
 from recsys_llm.errors import ConfigError
-from recsys_llm.producers import Parts, ProducerTag, Summary, open_ledger, open_producer, plan, produce
+from recsys_llm.producers import Parts, Producer, ProducerTag, Summary, open_ledger, open_producer, plan, produce
 from recsys_llm.timestamps import BEGINNING, FUTURE_TOLERANCE, now
 
 
@@ -35,19 +41,27 @@ class FeatureComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]  #
     type: Literal["recsys_llm.engine.FeatureComputeEngine"] = "recsys_llm.engine.FeatureComputeEngine"
     device: str = "auto"
     """``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
-    executor: Literal["local"] = "local"
-    """Where producers run: in this process."""
+    executor: Literal["local", "ray"] = "local"
+    """Where producers run: in this process, or on the workers of a Ray cluster."""
+    ray_address: str | None = None
+    """Such as ``auto`` or ``ray://head:10001``; by default ``$RAY_ADDRESS``, else a cluster on this machine."""
+    min_workers: int = Field(default=1, ge=1)
+    max_workers: int = Field(default=2, ge=1)
+    """More than ``min_workers`` are started while work is waiting."""
+    cpus_per_worker: float = Field(default=1.0, ge=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    lock_seconds: float = Field(default=600.0, ge=0)
+    """How long to wait for another run of the same view to end."""
 
 
 class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast ships no types
     """Computes the views that carry a ``recsys_llm`` tag, and copies the rows of others online as Feast does."""
 
-    def __init__(self, *, device: str = "auto", **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         # Feast hands over every key of `batch_engine`, also those that the base class doesn't know.
-        for key in ("type", "executor"):
-            kwargs.pop(key, None)
+        known = FeatureComputeEngineConfig.model_fields
+        self.settings = FeatureComputeEngineConfig(**{key: kwargs.pop(key) for key in known if key in kwargs})
         super().__init__(**kwargs)
-        self.device = device
 
     def _materialize_one(
         self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
@@ -58,6 +72,8 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
             tag = ProducerTag.of(view.name, view.tags)
             if tag is not None:
                 click.echo(str(self._compute(registry, task, tag)))
+                ledger = partial(open_ledger, load_config(self.repo_config.repo_path))
+                keep_intervals(registry, str(self.repo_config.registry.path), view, ledger)
             elif is_copied(task):
                 _echo_copied(view.name, copy_rows(self, registry, task))
             else:
@@ -69,7 +85,7 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
     def _compute(self, registry: BaseRegistry, task: MaterializationTask, tag: ProducerTag) -> Summary:
         view = task.feature_view
         config = load_config(self.repo_config.repo_path)
-        producer = open_producer(view.name, tag, config, device=self.device)
+        producer = open_producer(view.name, tag, config, device=self._device_here())
         check_vectors(view, producer.manifest)
         ledger = open_ledger(config)
         start, end = _interval(task)
@@ -81,22 +97,45 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
                 return plan(view.name, producer, ledger, start, end, with_cost=False).computed
 
             publish = OnlinePublisher(self.repo_config, self.online_store, view)
-            with _progress(count, view.name) as advance:
+            with (
+                online_run(self.online_store, self.repo_config, view.name) as store,
+                _progress(count, view.name) as advance,
+            ):
                 summary = produce(
                     view.name,
                     producer,
                     ledger,
                     Parts(parts_directory(view), view.name, producer.manifest),
                     publish,
-                    store=store_identity(self.repo_config.online_store, self.repo_config.project),
+                    store=store,
                     start=start,
                     end=end,
                     advance=advance,
+                    lock_seconds=self.settings.lock_seconds,
+                    execute=self._executor(view.name, tag, config, producer),
                 )
             _echo_older(view.name, publish.written)
             return summary
         finally:
             ledger.close()
+
+    def _executor(self, view: str, tag: ProducerTag, config: Config, producer: Producer) -> RayExecutor | None:
+        settings = self.settings
+        if settings.executor == "local":
+            return None
+        pool = RayPool(
+            address=settings.ray_address,
+            min_workers=settings.min_workers,
+            max_workers=max(settings.min_workers, settings.max_workers),
+            cpus_per_worker=settings.cpus_per_worker,
+            gpus_per_worker=settings.gpus_per_worker,
+        )
+        arguments = (view, tag, worker_config(config), settings.device)
+        return RayExecutor(view, pool, ComputeWorker, arguments, producer.manifest["fingerprint"])
+
+    def _device_here(self) -> str:
+        """Return where this process computes: with Ray it only prepares, and leaves the GPU to a worker."""
+        return self.settings.device if self.settings.executor == "local" else "cpu"
 
 
 def _echo_copied(view: str, written: Written) -> None:

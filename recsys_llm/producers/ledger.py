@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
-from filelock import FileLock, Timeout
 
 from recsys_llm.errors import FingerprintError, LedgerError
+from recsys_llm.producers.locks import advisory_lock, file_lock
 from recsys_llm.schema import CONTENT_HASH, EVENT_TIMESTAMP
 
 _METADATA = sa.MetaData()
@@ -49,6 +49,15 @@ _STORES = sa.Table(
     sa.Column("view", sa.String(63), primary_key=True),
     sa.Column("store", sa.String(64), primary_key=True),
 )
+_INTERVALS = sa.Table(
+    "recsys_llm_intervals",
+    _METADATA,
+    sa.Column("view", sa.String(63), primary_key=True),
+    sa.Column("registry", sa.String(64), primary_key=True),
+    sa.Column("start_micros", sa.BigInteger, primary_key=True),
+    sa.Column("end_micros", sa.BigInteger, primary_key=True),
+    sa.Column("ended_micros", sa.BigInteger, nullable=False),
+)
 
 _KEYS_PER_QUERY = 500
 
@@ -68,6 +77,7 @@ class Ledger:
         self._url = sa.make_url(url)
         self._lock_directory = lock_directory
         self._engine = sa.create_engine(self._url)
+        self._holders: dict[str, sa.Connection] = {}
 
     def open(self) -> Ledger:
         """Create the tables where they are missing, and return self."""
@@ -81,23 +91,32 @@ class Ledger:
         self._engine.dispose()
 
     @contextmanager
-    def lock(self, view: str) -> Iterator[None]:
-        """Hold ``view`` for one run; the operating system frees it when the process dies.
+    def lock(self, view: str, *, wait: float = 0.0) -> Iterator[None]:
+        """Hold ``view`` for one run; it is free again when the process dies, or loses its connection.
+
+        On Postgres this is an advisory lock, for all machines that share the ledger: values are recorded over the
+        connection that holds it, so a run that has lost the lock can't record. Elsewhere it is a lock on a file.
+
+        Parameters
+        ----------
+        wait
+            Seconds to wait for another run to end.
 
         Raises
         ------
         LedgerError
             Another run holds the view.
         """
-        self._lock_directory.mkdir(parents=True, exist_ok=True)
-        file = self._lock_directory / f"{view}.lock"
-        try:
-            with FileLock(file, timeout=0):
+        if self._url.get_backend_name() == "postgresql":
+            with self._engine.connect() as connection, advisory_lock(connection, view, wait):
+                self._holders[view] = connection
+                try:
+                    yield
+                finally:
+                    del self._holders[view]
+        else:
+            with file_lock(self._lock_directory, view, wait):
                 yield
-        except Timeout:
-            raise LedgerError(
-                f"view {view} is being materialised by another run (lock {file}); wait until it has ended"
-            ) from None
 
     def check(self, view: str, fingerprint: str) -> None:
         """Refuse a model other than the one whose values ``view`` holds; an empty view takes any.
@@ -154,7 +173,7 @@ class Ledger:
             )
         }
         of_row = (_VALUES.c.entity_key == sa.bindparam("key")) & (_VALUES.c.event_micros == sa.bindparam("micros"))
-        with self._engine.begin() as connection:
+        with self._transaction(view) as connection:
             if rows:
                 replaced = [{"key": key, "micros": micros} for key, micros in rows]
                 connection.execute(_VALUES.delete().where(_VALUES.c.view == view, of_row), replaced)
@@ -185,19 +204,56 @@ class Ledger:
     def forget(self, view: str) -> None:
         """Drop all that is known of ``view``: the next run rebuilds it from the parts, and publishes them again."""
         with self._engine.begin() as connection:
-            for table in (_VALUES, _PARTS, _VIEWS, _STORES):
+            for table in (_VALUES, _PARTS, _VIEWS, _STORES, _INTERVALS):
                 connection.execute(table.delete().where(table.c.view == view))
+
+    def note_interval(self, view: str, registry: str, start: int, end: int, ended: int) -> None:
+        """Note that a run of (start, end] ended well; all in microseconds since the epoch."""
+        key = {"view": view, "registry": registry, "start_micros": start, "end_micros": end}
+        same = sa.and_(*(_INTERVALS.c[name] == value for name, value in key.items()))
+        with self._engine.begin() as connection:
+            connection.execute(_INTERVALS.delete().where(same))
+            connection.execute(_INTERVALS.insert().values(**key, ended_micros=ended))
+
+    def intervals(self, view: str, registry: str, since: int) -> set[tuple[int, int]]:
+        """Return the intervals of the runs that ended at ``since`` or later."""
+        query = sa.select(_INTERVALS.c.start_micros, _INTERVALS.c.end_micros).where(
+            _INTERVALS.c.view == view, _INTERVALS.c.registry == registry, _INTERVALS.c.ended_micros >= since
+        )
+        with self._engine.connect() as connection:
+            return {(start, end) for start, end in connection.execute(query)}
 
     def parts(self, view: str) -> set[str]:
         """Return the names of the committed parts of ``view``."""
         with self._engine.connect() as connection:
             return set(connection.scalars(sa.select(_PARTS.c.part).where(_PARTS.c.view == view)))
 
+    @contextmanager
+    def _transaction(self, view: str) -> Iterator[sa.Connection]:
+        """Begin one on the connection that holds the view, where one does."""
+        if view not in self._holders:
+            with self._engine.begin() as connection:
+                yield connection
+            return
+        connection = self._holders[view]
+        try:
+            with connection.begin():
+                yield connection
+        except sa.exc.OperationalError as error:
+            raise LedgerError(
+                f"view {view}: the connection to the ledger was lost, and the lock with it ({_reason(error)}); run the "
+                "command again: what is recorded is kept"
+            ) from None
+
     def count(self, view: str) -> int:
         """Return the number of recorded values of ``view``."""
         query = sa.select(sa.func.count()).select_from(_VALUES).where(_VALUES.c.view == view)
         with self._engine.connect() as connection:
             return int(connection.scalar(query) or 0)
+
+
+def _reason(error: sa.exc.DBAPIError) -> str:
+    return str(error.orig).strip().partition("\n")[0]
 
 
 def _micros(rows: pa.RecordBatch | pa.Table) -> list[int]:

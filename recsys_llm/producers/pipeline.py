@@ -28,6 +28,9 @@ from recsys_llm.timestamps import FUTURE_TOLERANCE, TIMESTAMP, now, to_micros
 Publish = Callable[[pa.Table], None]
 """Write rows to the online store. A table has each key once, and no row older than what was published before."""
 
+Execute = Callable[[Iterator[Due]], Iterator[tuple[Due, pa.RecordBatch]]]
+"""From chunks to each of them with its features, in any order."""
+
 
 @dataclass
 class Summary:
@@ -91,6 +94,8 @@ def produce(
     start: datetime,
     end: datetime,
     advance: Callable[[int], None] | None = None,
+    lock_seconds: float = 0.0,
+    execute: Execute | None = None,
 ) -> Summary:
     """Compute the rows of ``view`` stamped in (start, end] that nobody has computed yet, and store them.
 
@@ -103,30 +108,36 @@ def produce(
         its rows, from the parts.
     advance
         Called with the number of rows stored since the last call.
+    lock_seconds
+        How long to wait for another run of the view.
+    execute
+        Computes on other processes; None: in this one.
 
     Raises
     ------
     LedgerError
-        Another run holds the view.
+        Another run holds the view, or the lock was lost.
     FingerprintError
         The view holds values of another model.
     RowError
         A computed value is not finite, or a row is stamped in the future; nothing of its chunk is stored.
     """
     summary = Summary(view, producer.unit)
-    with ledger.lock(view):
+    with ledger.lock(view, wait=lock_seconds):
         parts.check_dimension()
         ledger.check(view, producer.manifest["fingerprint"])
         summary.recovered = _recover(view, producer, ledger, parts, publish, store)
-        for pending in _pending(view, producer, ledger, start, end, summary):
-            table = _compute(view, producer, pending)
+        # From here on the store holds every recorded row: a killed run need not publish all of them again.
+        ledger.mark_published(view, store)
+        chunks = _pending(view, producer, ledger, start, end, summary)
+        for pending, features in execute(chunks) if execute is not None else _computed_here(producer, chunks):
+            table = _finished(view, producer, pending.rows, features)
             _store(view, producer, ledger, publish, parts.write(table), table)
             summary.computed += table.num_rows
             if advance is not None:
                 advance(table.num_rows)
             summary.cost += producer.cost(pending.rows)
         parts.ensure_readable(stored_schema(producer))
-        ledger.mark_published(view, store)
     return summary.finish()
 
 
@@ -189,9 +200,12 @@ def _check_stamps(view: str, join_key: str, batch: pa.RecordBatch, latest: datet
         )
 
 
-def _compute(view: str, producer: Producer, due: Due) -> pa.Table:
-    inputs = due.rows
-    features = producer.compute(inputs, due.events)
+def _computed_here(producer: Producer, chunks: Iterator[Due]) -> Iterator[tuple[Due, pa.RecordBatch]]:
+    for due in chunks:
+        yield due, producer.compute(due.rows, due.events)
+
+
+def _finished(view: str, producer: Producer, inputs: pa.RecordBatch, features: pa.RecordBatch) -> pa.Table:
     if features.num_rows != inputs.num_rows:
         raise ModelError(f"view {view}: {inputs.num_rows} rows went in and {features.num_rows} features came out")
     created = now()

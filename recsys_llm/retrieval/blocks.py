@@ -40,6 +40,8 @@ class Status(IntEnum):
     PRESENT = 2
     FALLBACK = 3
     """There is no row of the user's own (or one past its ttl); the values are those of its segment or of everyone."""
+    UNAVAILABLE = 4
+    """Nobody knows: the online store failed, and ``lookup(..., on_store_error="defaults")`` goes on without it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +134,8 @@ class FeatureBatch:
     bridges
         View to the fingerprint of the older view that it stands in for: its vectors were mapped into the older model's
         space (``recsys-llm migrate backfill --bridge``). Empty where nothing is bridged.
+    store_error
+        Why features are :attr:`Status.UNAVAILABLE`; None where none are.
     """
 
     service: str
@@ -141,6 +145,7 @@ class FeatureBatch:
     item_rows: Rows
     fingerprints: Mapping[str, str | None] = field(default_factory=dict)
     bridges: Mapping[str, str] = field(default_factory=dict)
+    store_error: str | None = None
 
     def __len__(self) -> int:
         return len(self.user_rows)
@@ -236,6 +241,7 @@ class FeatureBatch:
             self.item_rows[rows],
             self.fingerprints,
             self.bridges,
+            self.store_error,
         )
 
     def to_pandas(self) -> pd.DataFrame:

@@ -19,8 +19,9 @@ from recsys_llm.retrieval.examples import Ids, check_examples, check_ids, check_
 from recsys_llm.retrieval.item_cache import CacheSettings, CacheStats
 from recsys_llm.retrieval.joining import distinct_history, joined
 from recsys_llm.retrieval.lookup import Lookup
-from recsys_llm.retrieval.online import OnlineReader, open_reader
+from recsys_llm.retrieval.online import OnlineReader
 from recsys_llm.retrieval.online_client import OnlineClient
+from recsys_llm.retrieval.online_emptied import checked_reader, unchecked
 from recsys_llm.retrieval.parts import Provenance
 from recsys_llm.retrieval.service import Service, resolve
 from recsys_llm.retrieval.slices import open_examples, time_slices
@@ -128,7 +129,9 @@ class FeatureClient(OnlineClient):
         check_examples(examples)
         resolved = self._measured_again(service)
         made = parts.provenance(resolved)
-        return joined(self.store, resolved, examples, fingerprints=_fingerprints(made), bridges=_bridges(made))
+        return joined(
+            self.store, resolved, examples, fingerprints=parts.fingerprints(made), bridges=parts.bridges(made)
+        )
 
     def training_slices(
         self, examples: pd.DataFrame | Path | str, *, service: str, rows: int = 200_000
@@ -202,7 +205,7 @@ class FeatureClient(OnlineClient):
         FingerprintError
             The service mixes vectors of two models.
         """
-        return _fingerprints(self._made(service))
+        return parts.fingerprints(self._made(service))
 
     def bridges(self, service: str) -> dict[str, str]:
         """Return the fingerprint that each bridged view stands in for; see :class:`FeatureBatch`.
@@ -212,7 +215,7 @@ class FeatureClient(OnlineClient):
         FingerprintError
             The service mixes vectors of two models.
         """
-        return _bridges(self._made(service))
+        return parts.bridges(self._made(service))
 
     def resolve(self, service: str | None) -> Service:
         """Return what a feature service asks for, read from the registry once; once more if it isn't there.
@@ -275,10 +278,12 @@ class FeatureClient(OnlineClient):
             resolved = self.resolve(service)
             if resolved.name not in self._lookups:
                 made = self._made(resolved.name)
-                fingerprints, reader = _fingerprints(made), self._online()
-                cache = self._caches.of(resolved, reader, fingerprints) if self._caches is not None else None
+                fingerprints, reader = parts.fingerprints(made), self._online()
+                cache = None
+                if self._caches is not None:
+                    cache = self._caches.of(resolved, unchecked(reader), fingerprints)
                 self._lookups[resolved.name] = Lookup(
-                    resolved, reader, self._now, fingerprints, _bridges(made), self._learn, cache
+                    resolved, reader, self._now, fingerprints, parts.bridges(made), self._learn, cache
                 )
             return self._lookups[resolved.name]
 
@@ -300,13 +305,5 @@ class FeatureClient(OnlineClient):
 
     def _online(self) -> OnlineReader:
         if self._reader is None:
-            self._reader = open_reader(self.store)
+            self._reader = checked_reader(self.store)
         return self._reader
-
-
-def _fingerprints(made: dict[str, Provenance]) -> dict[str, str | None]:
-    return {view: found.fingerprint for view, found in made.items()}
-
-
-def _bridges(made: dict[str, Provenance]) -> dict[str, str]:
-    return {view: found.bridges for view, found in made.items() if found.bridges is not None}

@@ -15,6 +15,7 @@ from recsys_llm.retrieval.fallback import cold_views, filled_now
 from recsys_llm.retrieval.ids import check_id, checked_list
 from recsys_llm.retrieval.item_cache import ItemCache
 from recsys_llm.retrieval.online import OnlineReader, Request, decoded, settled
+from recsys_llm.retrieval.online_failures import LookupReader, flagged
 from recsys_llm.retrieval.service import Service, known_dimensions, unmeasured
 from recsys_llm.retrieval.stored import Rows
 from recsys_llm.schema import ITEM, SEGMENT, USER, USER_ID
@@ -60,36 +61,51 @@ class Lookup:
         self._learnt = learnt
         self._take(service)
 
-    def batches(self, users: Sequence[tuple[str, str | None]], candidates: Sequence[list[str]]) -> list[FeatureBatch]:
+    def batches(
+        self, users: Sequence[tuple[str, str | None]], candidates: Sequence[list[str]], on_store_error: str
+    ) -> list[FeatureBatch]:
         """Return a batch for each user (id and segment) and their candidates; what they share is read once."""
+        reader = LookupReader(self.reader, on_store_error)
         if not users:
             return []
         people, person = _distinct(users)
         items, rows = _distinct(list(chain.from_iterable(candidates)))
-        user, item = self._read(people, items)
+        user, item = self._read(people, items, reader)
         self._learn(user, item)
         batches, start = [], 0
         for row, some in zip(person.tolist(), candidates, strict=True):
             end = start + len(some)
             pairs = np.full(len(some), row, dtype=np.int64)
             batches.append(
-                FeatureBatch(self.service.name, user, item, pairs, rows[start:end], self.fingerprints, self.bridges)
+                FeatureBatch(
+                    self.service.name,
+                    user,
+                    item,
+                    pairs,
+                    rows[start:end],
+                    self.fingerprints,
+                    self.bridges,
+                    reader.reason,
+                )
             )
             start = end
         return batches
 
     def _read(
-        self, people: tuple[tuple[str, str | None], ...], items: tuple[str, ...]
+        self, people: tuple[tuple[str, str | None], ...], items: tuple[str, ...], reader: LookupReader
     ) -> tuple[EntityBlock, EntityBlock]:
         """Read the distinct users and items of one or more requests, in one round trip where all have rows."""
         users, items_of, cold = self._views
         ids, rows = _distinct([user for user, _ in people])
         of_users, of_items = Request(USER, users, ids), Request(ITEM, items_of, items)
-        if self.cache is not None and items_of:
-            (found,) = self.reader.read([of_users])
-            item_rows = self.cache.read(of_items)
+        cache = self.cache
+        if cache is not None and items_of:
+            (found,) = reader.read([of_users])
+            item_rows = reader.attempt(
+                lambda: cache.read(of_items), lambda: decoded(of_items, reader.read([of_items])[0])
+            )
         else:
-            found, found_items = self.reader.read([of_users, of_items])
+            found, found_items = reader.read([of_users, of_items])
             item_rows = decoded(of_items, found_items)
         now = to_micros(self.now())
         user, item = settled(of_users, decoded(of_users, found), now), settled(of_items, item_rows, now)
@@ -98,9 +114,10 @@ class Lookup:
 
         def standing_in(ids: tuple[str, ...]) -> EntityBlock:
             request = Request(USER, cold, ids)
-            return settled(request, decoded(request, self.reader.read([request])[0]), now)
+            return settled(request, decoded(request, reader.read([request])[0]), now)
 
-        return filled_now(user, cold, [segment for _, segment in people], standing_in), item
+        user = filled_now(user, cold, [segment for _, segment in people], standing_in)
+        return flagged(user, reader.failure), flagged(item, reader.failure)
 
     def _take(self, service: Service) -> None:
         self.service = service

@@ -5,19 +5,35 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from functools import partial
+from typing import Any, Self, TypedDict, Unpack
 
 from recsys_llm.errors import LayoutError
 from recsys_llm.retrieval.blocks import FeatureBatch
 from recsys_llm.retrieval.ids import checked_list
 from recsys_llm.retrieval.lookup import Lookup, checked_requests, checked_user
+from recsys_llm.retrieval.online_failures import OnStoreError
+
+
+class LookupOptions(TypedDict, total=False):
+    """Keywords of :meth:`OnlineClient.lookup`."""
+
+    service: str | None
+    segment: str | None
+    on_store_error: OnStoreError
 
 
 class OnlineClient(ABC):
     """Lookups of users and candidates in an online store."""
 
     def lookup(
-        self, user_id: str, candidate_ids: Iterable[str], *, service: str | None = None, segment: str | None = None
+        self,
+        user_id: str,
+        candidate_ids: Iterable[str],
+        *,
+        service: str | None = None,
+        segment: str | None = None,
+        on_store_error: OnStoreError = "raise",
     ) -> FeatureBatch:
         """Read the features of one user and N candidates from the online store.
 
@@ -32,6 +48,8 @@ class OnlineClient(ABC):
             Feature service to read; a client of one service knows it.
         segment
             The user's, such as a country, as the source has it.
+        on_store_error
+            ``defaults``: of a store that fails, all is UNAVAILABLE, and the batch's ``store_error`` says why.
 
         Returns
         -------
@@ -51,7 +69,7 @@ class OnlineClient(ABC):
         """
         user = checked_user(user_id, segment)
         candidates = checked_list(candidate_ids, name="candidate_ids")
-        return self._answer(service, [user], [candidates])[0]
+        return self._answer(service, [user], [candidates], on_store_error)[0]
 
     def lookup_many(
         self,
@@ -59,6 +77,7 @@ class OnlineClient(ABC):
         *,
         service: str | None = None,
         segments: Sequence[str | None] | None = None,
+        on_store_error: OnStoreError = "raise",
     ) -> list[FeatureBatch]:
         """Read the features of several users and their candidates at once.
 
@@ -73,6 +92,8 @@ class OnlineClient(ABC):
             As :meth:`lookup`.
         segments
             Of each request's user; None: not known.
+        on_store_error
+            As :meth:`lookup`.
 
         Returns
         -------
@@ -84,17 +105,17 @@ class OnlineClient(ABC):
         RowError, SchemaError, ServiceError, FingerprintError, StoreError
             As :meth:`lookup`; the message gives the request's place.
         """
-        return self._answer(service, *checked_requests(requests, segments))
+        return self._answer(service, *checked_requests(requests, segments), on_store_error)
 
     async def lookup_async(
-        self, user_id: str, candidate_ids: Iterable[str], *, service: str | None = None, segment: str | None = None
+        self, user_id: str, candidate_ids: Iterable[str], **options: Unpack[LookupOptions]
     ) -> FeatureBatch:
         """Do what :meth:`lookup` does in a thread, so that the event loop stays free.
 
         Waiting for the store lets other threads run; an own asynchronous reader would only add the event loop's cost to
         each read.
         """
-        return await asyncio.to_thread(self.lookup, user_id, candidate_ids, service=service, segment=segment)
+        return await asyncio.to_thread(partial(self.lookup, user_id, candidate_ids, **options))
 
     @abstractmethod
     def close(self) -> None:
@@ -115,14 +136,18 @@ class OnlineClient(ABC):
         return None
 
     def _answer(
-        self, service: str | None, users: Sequence[tuple[str, str | None]], candidates: Sequence[list[str]]
+        self,
+        service: str | None,
+        users: Sequence[tuple[str, str | None]],
+        candidates: Sequence[list[str]],
+        on_store_error: OnStoreError,
     ) -> list[FeatureBatch]:
         lookup = self._lookup(service)
         try:
-            return lookup.batches(users, candidates)
+            return lookup.batches(users, candidates, on_store_error)
         except LayoutError:
             # The service may have been applied anew since it was read from the registry.
             renewed = self._renewed(lookup)
             if renewed is None:
                 raise
-        return renewed.batches(users, candidates)
+        return renewed.batches(users, candidates, on_store_error)

@@ -235,3 +235,13 @@ def _check_counts(view: View, row_ids: npt.NDArray[np.int64], counts: npt.NDArra
                 f"view {view.name}: two different rows share {ROW_ID}={row[ROW_ID]}, one of them of "
                 f"{view.join_key}={row[view.join_key]!r}; a row id must name one stored row: recompute the view"
             )
+
+
+def fingerprints(made: dict[str, Provenance]) -> dict[str, str | None]:
+    """Return the fingerprint behind each view."""
+    return {view: found.fingerprint for view, found in made.items()}
+
+
+def bridges(made: dict[str, Provenance]) -> dict[str, str]:
+    """Return the fingerprint that each bridged view stands in for."""
+    return {view: found.bridges for view, found in made.items() if found.bridges is not None}

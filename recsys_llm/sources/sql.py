@@ -1,14 +1,16 @@
 """A table that is a query on any database that SQLAlchemy speaks to.
 
 The query runs as a subquery; time range and order are added around it with bound parameters, and rows come through a
-server-side cursor. A database must hand out timestamps with a time zone (Postgres ``timestamptz``, SQL Server
-``datetimeoffset``, Oracle ``timestamp with time zone``...): a naive value could mean any instant and is refused. sqlite
-has no type for time; there, texts in ISO 8601 with an offset are read (:mod:`recsys_llm.sources.iso_text`).
+server-side cursor. A connection that is lost while sorted rows are read is opened again, and reading goes on by key. A
+database must hand out timestamps with a time zone (Postgres ``timestamptz``, SQL Server ``datetimeoffset``, Oracle
+``timestamp with time zone``...): a naive value could mean any instant and is refused. sqlite has no type for time;
+there, texts in ISO 8601 with an offset are read (:mod:`recsys_llm.sources.iso_text`).
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -19,11 +21,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from recsys_llm.errors import ConfigError, DataError, RecsysLLMError, RowError, SchemaError
 from recsys_llm.sources.base import BATCH_ROWS, Predicate, rechunk, require_columns, require_timestamp
 from recsys_llm.sources.iso_text import SQL_FUNCTION, IsoTextReader
+from recsys_llm.sources.keyset import NULLS_LAST, KeyGroups, after
 from recsys_llm.sources.sql_values import arrow_type, to_array
 from recsys_llm.timestamps import BEGINNING, as_utc, to_micros
 
@@ -41,6 +44,16 @@ BINARY_COLLATIONS = {
     "mssql": "Latin1_General_BIN2",
 }
 """Collation per dialect that sorts texts by code point; readers check the order in any case."""
+
+RESUMES = 5
+"""Attempts in a row to go on after a lost connection; a row that arrives in between starts the count anew."""
+
+PAUSE_SECONDS = 1.0
+"""Before the first of them; the n-th waits n times as long."""
+
+
+class _LostConnectionError(DataError):
+    """The database went away, or ended the connection."""
 
 
 class SqlSource:
@@ -108,12 +121,13 @@ class SqlSource:
         require_timestamp(self._schema, self.timestamp, name=self.name)
         nulls = start is None if null_timestamps is None else null_timestamps
         table = self._subquery(self._schema.names)
+        keys = [self._sort_key(table, column) for column in order_by]
         statement = (
-            sa.select(*[self._value(table, column) for column in wanted])
+            sa.select(*[self._value(table, column) for column in wanted], *keys)
             .where(*self._where(table, start, end, nulls))
-            .order_by(*[self._sort_key(table, column) for column in order_by])
+            .order_by(*keys)
         )
-        return rechunk(self._read(statement, wanted, min(batch_rows, FETCH_ROWS)), batch_rows)
+        return rechunk(self._read(statement, wanted, min(batch_rows, FETCH_ROWS), keys, order_by), batch_rows)
 
     def rows(self, columns: Sequence[str], predicate: Predicate, *, limit: int = 2) -> list[str]:
         """Return where the first rows that meet ``predicate`` are, as row numbers of the query without an order."""
@@ -155,20 +169,64 @@ class SqlSource:
             return pa.timestamp("us", tz="UTC") if known else pa.null()
         return arrow_type(known, column, name=self.name)
 
-    def _read(self, statement: Any, columns: list[str], fetch_rows: int) -> Iterator[Any]:
+    def _read(
+        self,
+        statement: Any,
+        columns: list[str],
+        fetch_rows: int,
+        keys: Sequence[Any] = (),
+        order_by: Sequence[str] = (),
+    ) -> Iterator[Any]:
+        """Yield the rows of a statement whose last columns are its sort keys.
+
+        A sorted result goes on where it stopped when the connection is lost: no row comes twice, none is left out.
+        """
         types = [self._schema.field(column).type for column in columns]
-        offset = 0
-        with self._connect() as connection:
+        offset = failures = 0
+        groups = KeyGroups(len(keys))
+        while True:
+            try:
+                for rows in self._partitions(self._going_on(statement, keys, order_by, groups), fetch_rows, groups):
+                    fields = zip(columns, types, zip(*rows, strict=True), strict=False)  # sort keys come last
+                    arrays = [
+                        to_array(values, kind, name=self.name, column=column, offset=offset)
+                        for column, kind, values in fields
+                    ]
+                    offset += len(rows)
+                    failures = 0
+                    yield pa.record_batch(arrays, names=columns)
+                return
+            except _LostConnectionError:
+                failures += 1
+                if not keys or failures > RESUMES:
+                    raise
+                groups.forget()
+                time.sleep(PAUSE_SECONDS * failures)
+
+    def _partitions(self, statement: Any, fetch_rows: int, groups: KeyGroups) -> Iterator[list[Sequence[Any]]]:
+        with self._connect(going_on=groups.position is not None) as connection:
             streaming = connection.execution_options(stream_results=True, yield_per=fetch_rows)
             with streaming.execute(statement) as result:  # also closes the cursor on the server
                 for rows in result.partitions():
-                    fields = zip(columns, types, zip(*rows, strict=True), strict=True)
-                    arrays = [to_array(values, t, name=self.name, column=c, offset=offset) for c, t, values in fields]
-                    offset += len(rows)
-                    yield pa.record_batch(arrays, names=columns)
+                    if whole := groups.add(rows):
+                        yield whole
+                if rest := groups.rest():
+                    yield rest
+
+    def _going_on(self, statement: Any, keys: Sequence[Any], order_by: Sequence[str], groups: KeyGroups) -> Any:
+        """Return the statement, from the row on after which the connection was lost."""
+        if groups.position is None:
+            return statement
+        values = [self._bound_key(*pair) for pair in zip(order_by, groups.position, strict=True)]
+        return statement.where(after(keys, values, nulls_last=self._dialect in NULLS_LAST))
+
+    def _bound_key(self, column: str, value: Any) -> Any:
+        if column == self.timestamp and isinstance(value, datetime):
+            return self._bound(value)
+        return None if value is None else sa.bindparam(None, value)
 
     @contextmanager
-    def _connect(self) -> Iterator[sa.Connection]:
+    def _connect(self, *, going_on: bool = False) -> Iterator[sa.Connection]:
         """Open a connection of our own; what the database says against it becomes a DataError without the password."""
         file = self._url.database
         if (
@@ -189,14 +247,18 @@ class SqlSource:
             with engine.connect() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            raise reader.problem or self._explained(error) from None
+            raise reader.problem or self._explained(error, going_on) from None
         finally:
             engine.dispose()
 
-    def _explained(self, error: SQLAlchemyError) -> RecsysLLMError:
+    def _explained(self, error: SQLAlchemyError, going_on: bool) -> RecsysLLMError:
         reason = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()[0]
         if "Could not decode to UTF-8" in reason:
             return RowError(f"{self.name}: a text is not valid UTF-8: {reason}; correct the row")
+        if isinstance(error, DBAPIError) and (
+            error.connection_invalidated or (going_on and isinstance(error, OperationalError))
+        ):
+            return _LostConnectionError(f"{self.name}: the connection was lost: {reason}; run the command again")
         return DataError(f"{self.name}: the database answered: {reason}; check 'sql' and 'query' in recsys_llm.yaml")
 
     def _subquery(self, columns: Sequence[str]) -> Any:

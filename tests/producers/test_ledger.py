@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
@@ -24,7 +26,7 @@ def ledger(request, tmp_path):
     if request.param == "postgres":
         engine = sa.create_engine(url)
         with engine.begin() as connection:
-            for name in ("values", "parts", "views", "stores"):
+            for name in ("values", "parts", "views", "stores", "intervals"):
                 connection.execute(sa.text(f"DROP TABLE recsys_llm_{name}"))
         engine.dispose()
     ledger.close()
@@ -101,16 +103,66 @@ def test_a_forgotten_view_is_empty(ledger):
     assert ledger.count("w") == 1
 
 
+def another(ledger: Ledger, tmp_path) -> Ledger:
+    """Return the same ledger as another process would open it."""
+    return Ledger(ledger._url.render_as_string(hide_password=False), lock_directory=tmp_path / "locks")
+
+
 def test_a_view_is_locked_for_one_run(ledger, tmp_path):
-    other = Ledger("sqlite://", lock_directory=tmp_path / "locks")
+    other = another(ledger, tmp_path)
     with ledger.lock("v"):
         with other.lock("w"):
             pass
         with pytest.raises(LedgerError, match="another run"), other.lock("v"):
             pass
+        ledger.record("v", "f", USER_ID, "part-1", rows(("a", 1)))
     with other.lock("v"):
         pass
     other.close()
+
+
+def test_a_run_may_wait_for_another(ledger, tmp_path):
+    other = another(ledger, tmp_path)
+    order = []
+
+    def wait():
+        with other.lock("v", wait=60):
+            order.append("second")
+
+    waiting = threading.Thread(target=wait)
+    with ledger.lock("v"):
+        waiting.start()
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "second"]
+    other.close()
+
+
+@pytest.mark.faults
+def test_a_run_that_lost_its_lock_in_postgres_can_not_record(postgres_url, tmp_path):
+    ledger, other = (Ledger(postgres_url, lock_directory=tmp_path).open() for _ in range(2))
+    with pytest.raises(LedgerError, match="the connection to the ledger was lost, and the lock with it"):
+        with ledger.lock("lost"):
+            ledger.record("lost", "f", USER_ID, "part-1", rows(("a", 1)))
+            holder = ledger._holders["lost"].scalar(sa.text("select pg_backend_pid()"))
+            ledger._holders["lost"].commit()
+            with other._engine.connect() as connection:
+                connection.execute(sa.text("select pg_terminate_backend(:pid)"), {"pid": holder})
+            with other.lock("lost", wait=60):
+                pass
+            ledger.record("lost", "f", USER_ID, "part-2", rows(("b", 1)))
+    assert other.parts("lost") == {"part-1"}
+    other.forget("lost")
+    ledger.close()
+    other.close()
+
+
+def test_intervals_of_ended_runs(ledger):
+    for start, end, ended in ((0, 5, 10), (5, 9, 20), (5, 9, 30)):
+        ledger.note_interval("v", "r", start, end, ended)
+    assert ledger.intervals("v", "r", 0) == {(0, 5), (5, 9)}
+    assert ledger.intervals("v", "r", 21) == {(5, 9)}
+    assert ledger.intervals("v", "other", 0) == ledger.intervals("w", "r", 0) == set()
 
 
 def test_hashes_depend_on_every_part_and_on_the_borders_between_them():

@@ -77,10 +77,13 @@ def hours(count: float) -> datetime:
 
 
 def online_config(kind: str, folder: Path, redis_url: str | None = None) -> dict[str, Any]:
-    """Return ``online_store`` for a kind of store: sqlite, redis or generic (sqlite under another name)."""
-    if kind == "redis":
+    """Return ``online_store`` for a kind of store: sqlite, redis, guarded (our Redis store) or generic (sqlite under
+    another name).
+    """
+    if kind in ("redis", "guarded"):
         host = str(redis_url).removeprefix("redis://").split("/")[0]
-        return {"type": "redis", "connection_string": f"{host},db=0"}
+        ours = {"redis": "redis", "guarded": "recsys_llm.stores.RedisOnlineStore"}
+        return {"type": ours[kind], "connection_string": f"{host},db=0"}
     if kind == "generic":
         return {"type": "tests.retrieval.generic_store.GenericOnlineStore", "path": str(folder / "generic.db")}
     return {"type": "sqlite", "path": "data/online.db"}

@@ -25,10 +25,10 @@ from tests.retrieval.online_rows import ITEMS, NOW, fill_online
 EMBEDDING_COLUMN = schema.feature_column(schema.ITEM_TEXT_EMBEDDING, schema.EMBEDDING)
 
 
-@pytest.fixture(scope="module", params=["sqlite", "redis", "generic"])
+@pytest.fixture(scope="module", params=["sqlite", "redis", "guarded", "generic"])
 def repository(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    url = request.getfixturevalue("redis_url") if request.param == "redis" else None
+    url = request.getfixturevalue("redis_url") if request.param in ("redis", "guarded") else None
     repository = Repository(
         folder, online=online_config(request.param, folder, url), project=f"p{uuid.uuid4().hex[:8]}"
     )

@@ -1,0 +1,65 @@
+"""An emptied Redis is an error, not a store of users that nobody knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from recsys_llm.errors import EmptiedStoreError
+from recsys_llm.retrieval.online import NO_ROW, OnlineReader, Request, StoredRows, open_reader
+from recsys_llm.schema import TAG
+from recsys_llm.stores import RedisOnlineStore
+
+if TYPE_CHECKING:
+    import feast
+
+
+class CheckedReader:
+    """Reads over another reader, and takes "no such row" from an emptied Redis for an error.
+
+    Where a view that recsys_llm computes has none of the rows asked for, one more round trip asks for its mark
+    (:mod:`recsys_llm.stores.runs`).
+    """
+
+    def __init__(self, reader: OnlineReader, store: feast.FeatureStore, online: RedisOnlineStore) -> None:
+        self.reader = reader
+        self._store = store
+        self._online = online
+
+    def read(self, requests: Sequence[Request]) -> list[list[StoredRows]]:
+        """Return what is stored.
+
+        Raises
+        ------
+        EmptiedStoreError
+            Redis doesn't hold what was published.
+        """
+        found = self.reader.read(requests)
+        empty = [
+            view.name
+            for request, stored in zip(requests, found, strict=True)
+            for view, rows in zip(request.views, stored, strict=True)
+            if request.ids and TAG in view.definition.tags and not (rows.timestamps != NO_ROW).any()
+        ]
+        lost = self._online.unpublished(self._store.config, empty)
+        if lost:
+            raise EmptiedStoreError(
+                f"Redis holds no finished run of {', '.join(lost)} in project {self._store.project}: it was emptied, "
+                "restarted without its data, or is not filled yet; `feast materialize` fills it from the parts"
+            )
+        return found
+
+    def close(self) -> None:
+        """Close the other reader."""
+        self.reader.close()
+
+
+def checked_reader(store: feast.FeatureStore) -> OnlineReader:
+    """Return the reader of a store, which notices an emptied one where the store has marks for that."""
+    reader, online = open_reader(store), store.provider.online_store
+    return CheckedReader(reader, store, online) if isinstance(online, RedisOnlineStore) else reader
+
+
+def unchecked(reader: OnlineReader) -> OnlineReader:
+    """Return the reader that a :class:`CheckedReader` reads over."""
+    return reader.reader if isinstance(reader, CheckedReader) else reader

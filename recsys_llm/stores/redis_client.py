@@ -1,0 +1,92 @@
+"""Clients of redis-py for what ``online_store`` names: one server, a cluster, or the master that sentinels know."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from feast.infra.online_stores.redis import RedisOnlineStore as FeastRedisOnlineStore
+from feast.infra.online_stores.redis import RedisType
+from redis import Redis, RedisCluster
+from redis import asyncio as redis_asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import FullJitterBackoff, NoBackoff
+from redis.cluster import ClusterNode
+from redis.connection import ConnectionPool
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from recsys_llm.stores.breaker import CircuitBreaker
+from recsys_llm.stores.redis_connection import guarded
+
+if TYPE_CHECKING:
+    from recsys_llm.stores.redis_store import RedisOnlineStoreConfig
+
+_PAUSE_SECONDS = 0.02
+"""At most, before the retry; drawn at random, so that clients that failed together don't come back together."""
+
+
+def connect(config: RedisOnlineStoreConfig, breaker: CircuitBreaker, timeout: float, *, budget: float | None) -> Any:
+    """Return a client whose connections are guarded; nothing is sent yet, but to a cluster.
+
+    Parameters
+    ----------
+    timeout
+        Of each connect and each wait, in seconds.
+    budget
+        Seconds for a request with its retry; None: no limit but ``timeout``.
+    """
+    nodes, settings = _settings(config, timeout)
+    tls = bool(settings.pop("ssl", False))
+    connection_class = guarded(
+        sentinel=config.redis_type == RedisType.redis_sentinel,
+        tls=tls,
+        breaker=breaker,
+        budget=budget,
+        probe_budget=None if budget is None else timeout,
+        allow_eviction=config.allow_eviction,
+    )
+    retry = Retry(FullJitterBackoff(cap=_PAUSE_SECONDS, base=_PAUSE_SECONDS), 1)
+    if config.redis_type == RedisType.redis_cluster:
+        # Only with a URL does redis-py take the class of a node's connections.
+        host, port = nodes[0]
+        return RedisCluster(
+            url=f"redis://{host}:{port}",
+            startup_nodes=[ClusterNode(host, port) for host, port in nodes],  # type: ignore[no-untyped-call]
+            connection_class=connection_class,
+            retry=retry,
+            **settings,
+        )
+    if config.redis_type == RedisType.redis_sentinel:
+        of_sentinels = {name: value for name, value in settings.items() if name.startswith(("socket_", "ssl_"))}
+        of_sentinels |= {"ssl": tls, "retry": Retry(NoBackoff(), 0)}
+        sentinel: Any = Sentinel(nodes, sentinel_kwargs=of_sentinels, retry=retry, **settings)  # type: ignore[no-untyped-call]
+        return sentinel.master_for(config.sentinel_master, connection_class=connection_class)
+    host, port = nodes[0]
+    pool = ConnectionPool(connection_class=connection_class, host=host, port=port, retry=retry, **settings)
+    return Redis(connection_pool=pool)
+
+
+def connect_async(config: RedisOnlineStoreConfig) -> Any:
+    """Return a client for Feast's own ``online_read_async``: timeouts and the retry, but no breaker."""
+    nodes, settings = _settings(config, config.timeout_ms / 1_000)
+    settings["retry"] = AsyncRetry(FullJitterBackoff(cap=_PAUSE_SECONDS, base=_PAUSE_SECONDS), 1)
+    if config.redis_type == RedisType.redis_cluster:
+        startup = [redis_asyncio.cluster.ClusterNode(host, port) for host, port in nodes]
+        return redis_asyncio.RedisCluster(startup_nodes=startup, **settings)
+    if config.redis_type == RedisType.redis_sentinel:
+        sentinel: Any = redis_asyncio.Sentinel(nodes, **settings)  # type: ignore[no-untyped-call]
+        return sentinel.master_for(config.sentinel_master)
+    host, port = nodes[0]
+    return redis_asyncio.Redis(host=host, port=port, **settings)
+
+
+def _settings(config: RedisOnlineStoreConfig, timeout: float) -> tuple[list[tuple[str, int]], dict[str, Any]]:
+    """Return hosts and ports, and what redis-py takes as keywords."""
+    nodes, settings = FeastRedisOnlineStore._parse_connection_string(config.connection_string)
+    settings |= {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+    password = config.password()
+    if password is not None:
+        settings["password"] = password
+    if config.username is not None:
+        settings["username"] = config.username
+    return [(node["host"], int(node.get("port", 6379))) for node in nodes], settings

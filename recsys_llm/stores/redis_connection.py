@@ -1,0 +1,190 @@
+"""Connections to Redis that give up in time.
+
+redis-py's timeouts hold for one wait on the socket: a server that sends a byte now and then is waited for without end,
+and so is a chain of connect, handshake, request and retry. Here a deadline spans all that happens from taking a
+connection out of the pool to giving it back. Whatever asks over the pool is guarded: pipelines, Feast's own code, raw
+connections.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any, ClassVar
+
+from redis.connection import Connection, SSLConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
+
+from recsys_llm.errors import EvictingStoreError
+from recsys_llm.stores.breaker import CircuitBreaker
+
+_LOST = (RedisConnectionError, RedisTimeoutError)
+
+
+class Deadline:
+    """When a request has to end, on the monotonic clock; None: no matter when."""
+
+    def __init__(self) -> None:
+        self.at: float | None = None
+
+    def begin(self, seconds: float | None) -> None:
+        """Give the next request so many seconds."""
+        self.at = None if seconds is None else time.monotonic() + seconds
+
+    def shortened(self, timeout: float | None) -> float | None:
+        """Return how long a wait of ``timeout`` may last.
+
+        Raises
+        ------
+        socket.timeout
+            The deadline has passed.
+        """
+        if self.at is None or timeout == 0:
+            return timeout
+        left = self.at - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the request's time is used up")
+        return left if timeout is None else min(timeout, left)
+
+
+class DeadlineSocket:
+    """A socket, or a TLS socket, none of whose waits goes past the deadline."""
+
+    def __init__(self, wrapped: socket.socket, deadline: Deadline) -> None:
+        self._socket = wrapped
+        self._deadline = deadline
+        self._timeout = wrapped.gettimeout()
+
+    def settimeout(self, timeout: float | None) -> None:
+        """Limit each wait to ``timeout`` seconds."""
+        self._timeout = timeout
+
+    def recv(self, *args: Any) -> bytes:
+        """Receive, as ``socket.recv``."""
+        self._limit()
+        return self._socket.recv(*args)
+
+    def recv_into(self, *args: Any) -> int:
+        """Receive, as ``socket.recv_into``."""
+        self._limit()
+        return self._socket.recv_into(*args)
+
+    def sendall(self, *args: Any) -> None:
+        """Send, as ``socket.sendall``."""
+        self._limit()
+        self._socket.sendall(*args)
+
+    def _limit(self) -> None:
+        self._socket.settimeout(self._deadline.shortened(self._timeout))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+
+class GuardedConnection:
+    """Mixin before a connection class of redis-py: deadline, circuit breaker, no server that evicts."""
+
+    breaker: ClassVar[CircuitBreaker]
+    budget: ClassVar[float | None]
+    """Seconds for a request with its retry; None: no limit but that of each wait."""
+    probe_budget: ClassVar[float | None]
+    """Seconds for a request that tries a server that was lost."""
+    allow_eviction: ClassVar[bool]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._deadline = Deadline()
+        self._counted = False
+        super().__init__(*args, **kwargs)
+
+    def connect(self) -> None:
+        """Begin a request: the pool calls this each time that it hands out a connection."""
+        self._counted = False
+        is_probe = self.breaker.admit(self)
+        self._deadline.begin(self.probe_budget if is_probe else self.budget)
+        try:
+            super().connect()  # type: ignore[misc]  # of the class that this is mixed into
+        except _LOST:
+            self._lost()
+            raise
+
+    def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        """Send, and count a failure."""
+        try:
+            super().send_packed_command(*args, **kwargs)  # type: ignore[misc]
+        except _LOST:
+            self._lost()
+            raise
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        """Read one reply, and count a failure; an error that the server sends is an answer."""
+        try:
+            reply = super().read_response(*args, **kwargs)  # type: ignore[misc]
+        except _LOST:
+            self._lost()
+            raise
+        except ResponseError:
+            self.breaker.succeed()
+            raise
+        if self.breaker.failed:
+            self.breaker.succeed()
+        return reply
+
+    def on_connect_check_health(self, check_health: bool = True) -> None:
+        """Authenticate as redis-py does, then ask the server whether it would drop rows."""
+        super().on_connect_check_health(check_health=check_health)  # type: ignore[misc]
+        if self.allow_eviction:
+            return
+        try:
+            self._refuse_eviction()
+        except EvictingStoreError:
+            self.disconnect()  # type: ignore[attr-defined]  # or the next request would take it for checked
+            raise
+
+    def _connect(self) -> DeadlineSocket:
+        return DeadlineSocket(super()._connect(), self._deadline)  # type: ignore[misc]
+
+    def _refuse_eviction(self) -> None:
+        self.send_command("INFO", "memory", check_health=False)  # type: ignore[attr-defined]
+        try:
+            reply = self.read_response()
+        except ResponseError as error:
+            raise EvictingStoreError(
+                f"Redis: can't tell whether it evicts rows ({error}); grant its user +info, or set "
+                "`allow_eviction: true` under online_store in feature_store.yaml"
+            ) from None
+        policy = eviction_policy(reply)
+        if policy != "noeviction":
+            raise EvictingStoreError(
+                f"Redis: expected maxmemory-policy noeviction, found {policy}: when it is full, it drops rows that "
+                "were reported as written; set it to noeviction, or set `allow_eviction: true` under online_store in "
+                "feature_store.yaml"
+            )
+
+    def _lost(self) -> None:
+        if not self._counted:  # a request and its retry are one failure
+            self._counted = True
+            self.breaker.fail(self)
+
+
+def eviction_policy(reply: bytes | str) -> str:
+    r"""Return what a server does when it is full, from its answer to ``INFO memory``.
+
+    Examples
+    --------
+    >>> eviction_policy(b"used_memory:1\r\nmaxmemory_policy:allkeys-lru\r\n")
+    'allkeys-lru'
+    """
+    text = reply.decode() if isinstance(reply, bytes) else reply
+    values = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return values.get("maxmemory_policy", "unknown")
+
+
+def guarded(*, sentinel: bool, tls: bool, **settings: Any) -> type[Connection]:
+    """Return a connection class of redis-py with the attributes of :class:`GuardedConnection`."""
+    base: type[Connection] = SSLConnection if tls else Connection
+    if sentinel:
+        base = SentinelManagedSSLConnection if tls else SentinelManagedConnection
+    return type(f"Guarded{base.__name__}", (GuardedConnection, base), settings)

@@ -1,0 +1,229 @@
+"""Feast's Redis store with limits: it fails in time, says when it was emptied, and keeps its password to itself."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from feast import Entity, FeatureView, RepoConfig
+from feast.infra.online_stores.redis import RedisClient
+from feast.infra.online_stores.redis import RedisOnlineStore as FeastRedisOnlineStore
+from feast.infra.online_stores.redis import RedisOnlineStoreConfig as FeastRedisOnlineStoreConfig
+from pydantic import ConfigDict, Field, StrictStr, field_validator, model_validator
+from redis.exceptions import RedisError
+
+from recsys_llm.errors import ConfigError, StoreError
+from recsys_llm.stores import redis_client
+from recsys_llm.stores.breaker import CircuitBreaker
+from recsys_llm.stores.runs import RunMarkers
+
+_OURS = {"password": "password_env or password_file", "username": "username", "socket_timeout": "timeout_ms"}
+_OURS |= {"socket_connect_timeout": "timeout_ms", "retry": "timeout_ms"}
+
+_BULK: ContextVar[bool] = ContextVar("recsys_llm_bulk_writes", default=False)
+
+
+class RedisOnlineStoreConfig(FeastRedisOnlineStoreConfig):  # type: ignore[misc]
+    """``online_store`` of feature_store.yaml: Feast's keys for Redis, and ours.
+
+    The password is named, not given, so that nothing that shows or logs the configuration can show it.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", hide_input_in_errors=True)
+
+    type: Literal["recsys_llm.stores.RedisOnlineStore"] = "recsys_llm.stores.RedisOnlineStore"
+    connection_string: StrictStr = "localhost:6379"
+    """``host:port`` (several for a cluster or sentinels), ``db=0``, ``ssl=true``, ``ssl_ca_certs=/path``, ..."""
+    client: RedisClient = RedisClient.redis
+    """``redis``: GLIDE would go round timeouts and breaker."""
+    username: str | None = None
+    """ACL user; None: the default one."""
+    password_env: str | None = None
+    """Name of the environment variable that holds the password."""
+    password_file: Path | None = None
+    """File that holds the password, such as a secret that Docker mounts."""
+    timeout_ms: int = Field(default=100, ge=1, le=60_000)
+    """Limit of a connect and of a wait for the server while reading. With its one retry, a request takes at most
+    2.5 times as long."""
+    write_timeout_ms: int = Field(default=5_000, ge=1, le=600_000)
+    """Limit of a connect and of a wait for the server while materialising."""
+    breaker_failures: int = Field(default=5, ge=1, le=1_000)
+    """After so many failed requests in a row, only one at a time tries the server, the others fail at once."""
+    allow_eviction: bool = False
+    """Use a Redis that drops rows when it is full."""
+
+    @field_validator("connection_string")
+    @classmethod
+    def _no_secret(cls, text: str) -> str:
+        _, parameters = FeastRedisOnlineStore._parse_connection_string(text)
+        for name, instead in _OURS.items():
+            if name in parameters:
+                # No ValueError: pydantic would show the text.
+                raise ConfigError(f"online_store: connection_string: expected no {name}= in it; use the key {instead}")
+        return text
+
+    @field_validator("client")
+    @classmethod
+    def _only_redis_py(cls, client: RedisClient) -> RedisClient:
+        if client != RedisClient.redis:
+            raise ConfigError("online_store: expected client: redis, found glide, which would go round the timeouts")
+        return client
+
+    @model_validator(mode="after")
+    def _one_password(self) -> Self:
+        if self.password_env is not None and self.password_file is not None:
+            raise ConfigError("online_store: expected password_env or password_file, found both; remove one")
+        return self
+
+    def password(self) -> str | None:
+        """Return the password; None where none is named.
+
+        Raises
+        ------
+        ConfigError
+            The variable is not set, or the file can't be read.
+        """
+        if self.password_env is not None:
+            if not os.environ.get(self.password_env):
+                raise ConfigError(f"online_store: password_env names {self.password_env}, which is not set; set it")
+            return os.environ[self.password_env]
+        if self.password_file is not None:
+            try:
+                return self.password_file.read_text(encoding="utf-8").rstrip("\r\n")
+            except OSError as error:
+                raise ConfigError(f"online_store: password_file {self.password_file}: {error.strerror}") from None
+        return None
+
+
+class RedisOnlineStore(FeastRedisOnlineStore):  # type: ignore[misc]  # Feast ships no types
+    """Feast's Redis store, in Feast's own layout, over guarded connections.
+
+    Raises
+    ------
+    EvictingStoreError
+        From any access: the server would drop rows when it is full.
+    StoreError
+        From writing: the server can't be reached, or refuses (as when it is full).
+    """
+
+    _client: Any = None
+    _client_async: Any = None
+    _writer: Any = None
+    _breaker: CircuitBreaker | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clients = threading.Lock()
+
+    @property
+    def breaker_state(self) -> str:
+        """``closed`` or ``open``."""
+        return "closed" if self._breaker is None else self._breaker.state
+
+    @contextmanager
+    def bulk_writes(self) -> Iterator[None]:
+        """Use the longer timeouts of writing for all that this thread asks of the store within the block."""
+        token = _BULK.set(True)
+        try:
+            yield
+        finally:
+            _BULK.reset(token)
+
+    def runs(self, config: RepoConfig) -> RunMarkers:
+        """Return the marks that show whether the store still holds what was published."""
+        return RunMarkers(self._get_client(config.online_store), config.project)
+
+    def begin_run(self, config: RepoConfig, view: str) -> str:
+        """Return the identity of the store as the holder of ``view``: a new one if it was emptied since."""
+        return str(self._answered(lambda: self.runs(config).begin(view, uuid.uuid4().hex)))
+
+    def end_run(self, config: RepoConfig, view: str, run: str) -> None:
+        """Let ``view`` be read from now on.
+
+        Raises
+        ------
+        EmptiedStoreError
+            The store was emptied since the run began.
+        """
+        self._answered(lambda: self.runs(config).end(view, run))
+
+    def unpublished(self, config: RepoConfig, views: Sequence[str]) -> list[str]:
+        """Return those of ``views`` that the store doesn't hold, as it would after a run that ended well."""
+        return list(self._answered(lambda: self.runs(config).missing(views))) if views else []
+
+    def online_write_batch(
+        self, config: RepoConfig, table: FeatureView, data: Any, progress: Callable[[int], Any] | None
+    ) -> None:
+        """Write rows, as Feast does."""
+        with self.bulk_writes():
+            self._answered(lambda: super(RedisOnlineStore, self).online_write_batch(config, table, data, progress))
+
+    def update(
+        self,
+        config: RepoConfig,
+        tables_to_delete: Sequence[FeatureView],
+        tables_to_keep: Sequence[FeatureView],
+        entities_to_delete: Sequence[Entity],
+        entities_to_keep: Sequence[Entity],
+        partial: bool,
+    ) -> None:
+        """Remove the rows of views that are gone."""
+        with self.bulk_writes():
+            tables = (tables_to_delete, tables_to_keep, entities_to_delete, entities_to_keep)
+            self._answered(lambda: super(RedisOnlineStore, self).update(config, *tables, partial))
+
+    def delete_table(self, config: RepoConfig, table: FeatureView) -> None:
+        """Remove the rows of a view."""
+        super().delete_table(config, table)
+        self.runs(config).forget(table.name)
+
+    def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
+        """Remove the rows of all views."""
+        with self.bulk_writes():
+            self._answered(lambda: super(RedisOnlineStore, self).teardown(config, tables, entities))
+            for table in tables:
+                self.runs(config).forget(table.name)
+
+    def _get_client(self, online_store_config: RedisOnlineStoreConfig) -> Any:
+        """Return the client for reading, or that for writing inside :meth:`bulk_writes`."""
+        with self._clients:
+            if _BULK.get():
+                if self._writer is None:
+                    self._writer = self._open_writer(online_store_config)
+                return self._writer
+            if self._client is None:
+                self._client = self._open_reader(online_store_config)
+            return self._client
+
+    async def _get_client_async(self, online_store_config: RedisOnlineStoreConfig) -> Any:
+        if self._client_async is None:
+            self._client_async = redis_client.connect_async(online_store_config)
+        return self._client_async
+
+    def _open_reader(self, config: RedisOnlineStoreConfig) -> Any:
+        timeout = config.timeout_ms / 1_000
+        self._breaker = CircuitBreaker(config.breaker_failures, probe_seconds=2 * timeout)
+        return redis_client.connect(config, self._breaker, timeout, budget=2.5 * timeout)
+
+    def _open_writer(self, config: RedisOnlineStoreConfig) -> Any:
+        # With a breaker of its own: its patience says nothing of how long a lookup should wait.
+        timeout = config.write_timeout_ms / 1_000
+        breaker = CircuitBreaker(config.breaker_failures, probe_seconds=2 * timeout)
+        return redis_client.connect(config, breaker, timeout, budget=None)
+
+    def _answered(self, ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except RedisError as error:
+            # redis-py's message of a failed pipeline, and its traceback, show the row.
+            reason = str(error).rpartition("of pipeline caused error: ")[2]
+            raise StoreError(
+                f"Redis: {type(error).__name__}: {reason}; check that it is up, has memory left, and that online_store "
+                "in feature_store.yaml names it; what is stored already is kept"
+            ) from None
