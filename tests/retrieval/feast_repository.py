@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
 from feast.data_format import ParquetFormat
 from feast.types import Array, Float32, Float64, Int64, String
+from sqlalchemy.engine import make_url
 
 from recsys_llm import schema
 
@@ -76,11 +77,15 @@ def hours(count: float) -> datetime:
     return T0 + timedelta(hours=count)
 
 
-def online_config(kind: str, folder: Path, redis_url: str | None = None) -> dict[str, Any]:
-    """Return ``online_store`` for a kind of store: sqlite, redis or generic (sqlite under another name)."""
+def online_config(kind: str, folder: Path, url: str | None = None) -> dict[str, Any]:
+    """Return ``online_store`` for a kind of store: sqlite, redis, postgres or generic (sqlite under another name)."""
     if kind == "redis":
-        host = str(redis_url).removeprefix("redis://").split("/")[0]
+        host = str(url).removeprefix("redis://").split("/")[0]
         return {"type": "redis", "connection_string": f"{host},db=0"}
+    if kind == "postgres":
+        server = make_url(str(url))
+        names = {"host": server.host, "port": server.port, "database": server.database, "user": server.username}
+        return {"type": "postgres", **names, "password": server.password, "sslmode": "disable"}
     if kind == "generic":
         return {"type": "tests.retrieval.generic_store.GenericOnlineStore", "path": str(folder / "generic.db")}
     return {"type": "sqlite", "path": "data/online.db"}

@@ -25,15 +25,18 @@ from tests.retrieval.online_rows import ITEMS, NOW, fill_online
 EMBEDDING_COLUMN = schema.feature_column(schema.ITEM_TEXT_EMBEDDING, schema.EMBEDDING)
 
 
-@pytest.fixture(scope="module", params=["sqlite", "redis", "generic"])
+@pytest.fixture(scope="module", params=["sqlite", "redis", "generic", "postgres"])
 def repository(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    url = request.getfixturevalue("redis_url") if request.param == "redis" else None
+    has_server = request.param in ("redis", "postgres")
+    url = request.getfixturevalue(f"{request.param}_url") if has_server else None
     repository = Repository(
         folder, online=online_config(request.param, folder, url), project=f"p{uuid.uuid4().hex[:8]}"
     )
     fill_online(repository)
-    return repository
+    yield repository
+    if request.param == "postgres":
+        repository.store.provider.online_store._conn.close()  # which Feast leaves to the garbage collector
 
 
 @pytest.fixture
