@@ -129,20 +129,6 @@ def _seqgan_speed(reports: Path) -> str:
     return _table(["command", "figure", "target", "found", ""], rows)
 
 
-def _oracle(reports: Path) -> str:
-    report = _read(reports, "oracle")
-    rows = []
-    for result in report["results"]:
-        metrics = (result["metrics"][name]["value"] for name in ("nll_oracle", "nll_test", "entropy", "distinct_2"))
-        matched = result.get("difference_at_matched_entropy")
-        cells = ("", "", "")
-        if matched is not None:
-            cells = (_interval(matched["nll_oracle"]), _interval(matched["nll_test"]), result["verdict"])
-        rows.append([result["name"], *(f"{value:.3f}" for value in metrics), *cells])
-    head = ["recipe", "NLL_oracle", "NLL_test", "H(G)", "distinct-2"]
-    return _table([*head, "NLL_oracle at the same entropy (95%)", "NLL_test likewise", ""], rows)
-
-
 def _targets(report: Report) -> Iterator[list[str]]:
     """Yield figure, target, value and whether it is met, of each target."""
     for target in report["targets"]:
@@ -152,15 +138,6 @@ def _targets(report: Report) -> Iterator[list[str]]:
             value = f"{target['value']:+.4f} ({low:+.4f} to {high:+.4f})"
         met = "met" if target["met"] else target.get("verdict", "not met")
         yield [target["name"].replace("_", " "), target["target"], value, met]
-
-
-def _interval(figure: dict[str, Any]) -> str:
-    if figure["value"] is None:
-        return "outside the sweep"
-    if figure["ci95"] is None:
-        return f"{figure['value']:+.3f}"
-    low, high = figure["ci95"]
-    return f"{figure['value']:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def _with_difference(figure: dict[str, Any] | None) -> tuple[str, str]:
@@ -193,7 +170,6 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "next_items": _next_items,
     "next_items_targets": _next_items_targets,
     "seqgan_speed": _seqgan_speed,
-    "oracle": _oracle,
 }
 """By the name in the mark."""
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
 from feast.data_format import ParquetFormat
 from feast.types import Array, Float32, Float64, Int64, String
+from sqlalchemy.engine import make_url
 
 from recsys_llm import schema
 
@@ -76,14 +77,18 @@ def hours(count: float) -> datetime:
     return T0 + timedelta(hours=count)
 
 
-def online_config(kind: str, folder: Path, redis_url: str | None = None) -> dict[str, Any]:
-    """Return ``online_store`` for a kind of store: sqlite, redis, guarded (our Redis store) or generic (sqlite under
-    another name).
+def online_config(kind: str, folder: Path, url: str | None = None) -> dict[str, Any]:
+    """Return ``online_store`` for a kind of store: sqlite, redis, guarded (our Redis store), postgres or generic (sqlite
+    under another name).
     """
     if kind in ("redis", "guarded"):
-        host = str(redis_url).removeprefix("redis://").split("/")[0]
+        host = str(url).removeprefix("redis://").split("/")[0]
         ours = {"redis": "redis", "guarded": "recsys_llm.stores.RedisOnlineStore"}
         return {"type": ours[kind], "connection_string": f"{host},db=0"}
+    if kind == "postgres":
+        server = make_url(str(url))
+        names = {"host": server.host, "port": server.port, "database": server.database, "user": server.username}
+        return {"type": "postgres", **names, "password": server.password, "sslmode": "disable"}
     if kind == "generic":
         return {"type": "tests.retrieval.generic_store.GenericOnlineStore", "path": str(folder / "generic.db")}
     return {"type": "sqlite", "path": "data/online.db"}

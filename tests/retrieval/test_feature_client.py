@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,8 @@ from feast.types import Array, Float32, Int64, String, UnixTimestamp
 
 import recsys_llm
 from recsys_llm import schema
-from recsys_llm.errors import ConfigError, FingerprintError, SchemaError, ServiceError
-from recsys_llm.retrieval import FeatureClient, open_store
+from recsys_llm.errors import ConfigError, FingerprintError, LayoutError, SchemaError, ServiceError
+from recsys_llm.retrieval import FeatureClient, Status, open_store
 from recsys_llm.retrieval.columns import Kind
 from tests.retrieval.feast_repository import DIMENSION, EVERYTHING, PLAIN, Repository, hours, online_config
 
@@ -216,6 +217,52 @@ def test_without_parts_the_registry_is_read_once_and_lengths_are_learnt(reposito
     )
     training = client.training_set(asked(), service=EVERYTHING)
     assert training.vector("user_text_embedding_v1__embedding").shape == (1, 7)
+
+
+def other_store(repository):
+    """Open the repository as another process would."""
+    (repository.folder / "feature_store.yaml").write_text(YAML)
+    return open_store(repository.folder)
+
+
+def test_a_service_that_is_newer_than_the_registrys_cache_is_found(repository, client):
+    client.resolve(PLAIN)
+    stats = repository.store.get_feature_view(schema.ITEM_STATS)
+    other_store(repository).apply([FeatureService(name="later", features=[stats])])
+    repository.write_online(schema.ITEM_STATS, [{"item_id": "i", "at": hours(0), "n_events": 5}])
+    assert client.lookup("u", ["i"], service="later").scalar("item_stats__n_events").tolist() == [5]
+
+
+def test_a_view_that_was_applied_anew_is_read_as_it_is_now(repository, client):
+    repository.write_online(schema.ITEM_STATS, [{"item_id": "i", "at": hours(0), "n_events": 5, "category": "a"}])
+    with FeatureClient(repository.folder) as client:
+        assert client.lookup("u", ["i"], service=PLAIN).column("item_stats__category").to_pylist() == ["a"]
+        view = other_store(repository).get_feature_view(schema.ITEM_STATS)
+        key, number = Field(name="item_id", dtype=String), Field(name="n_events", dtype=String)
+        changed = FeatureView(
+            name=view.name, entities=[repository.store.get_entity("item")], schema=[key, number], source=view.source
+        )
+        other_store(repository).apply([changed, FeatureService(name=PLAIN, features=[changed])])
+        row = {"item_id": ["i"], "n_events": ["many"], "event_timestamp": [hours(1)], "created_timestamp": [hours(1)]}
+        other_store(repository).write_to_online_store(schema.ITEM_STATS, pd.DataFrame(row))
+        batch = client.lookup("u", iter(["i"]), service=PLAIN)
+        assert batch.columns == ("item_stats__n_events",)
+        assert batch.column("item_stats__n_events").to_pylist() == ["many"]
+
+
+def test_a_row_that_is_wrong_costs_one_look_at_the_registry(repository, client):
+    repository.write_online(schema.ITEM_TEXT_EMBEDDING, [row("i", 1), row("long", 2, DIMENSION + 1)])
+    registry = client.store
+    with mock.patch.object(registry, "refresh_registry", wraps=registry.refresh_registry) as refresh:
+        for _ in range(3):
+            with pytest.raises(LayoutError, match="item_id='long': .*one of length 5 where others have 4"):
+                client.lookup("u", ["i", "long"], service=EVERYTHING)
+        assert refresh.call_count == 1
+        assert client.lookup("u", ["i"], service=EVERYTHING).status(schema.ITEM_TEXT_EMBEDDING) == [Status.PRESENT]
+        client.refresh()
+        with pytest.raises(LayoutError):
+            client.lookup("u", ["i", "long"], service=EVERYTHING)
+        assert refresh.call_count == 3
 
 
 def test_training_and_serving_give_the_same_bits(repository):

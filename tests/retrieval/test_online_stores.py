@@ -25,15 +25,18 @@ from tests.retrieval.online_rows import ITEMS, NOW, fill_online
 EMBEDDING_COLUMN = schema.feature_column(schema.ITEM_TEXT_EMBEDDING, schema.EMBEDDING)
 
 
-@pytest.fixture(scope="module", params=["sqlite", "redis", "guarded", "generic"])
+@pytest.fixture(scope="module", params=["sqlite", "redis", "guarded", "generic", "postgres"])
 def repository(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    url = request.getfixturevalue("redis_url") if request.param in ("redis", "guarded") else None
+    server = {"redis": "redis_url", "guarded": "redis_url", "postgres": "postgres_url"}.get(request.param)
+    url = None if server is None else request.getfixturevalue(server)
     repository = Repository(
         folder, online=online_config(request.param, folder, url), project=f"p{uuid.uuid4().hex[:8]}"
     )
     fill_online(repository)
-    return repository
+    yield repository
+    if request.param == "postgres":
+        repository.store.provider.online_store._conn.close()  # which Feast leaves to the garbage collector
 
 
 @pytest.fixture
