@@ -104,6 +104,7 @@ class EntityBlock:
             columns=Columns(
                 {name: take(values, rows) for name, values in plain.items()},
                 {name: Stored(stored.values, stored.rows[rows]) for name, stored in shared.items()},
+                tuple(self.columns),
             ),
             status={view: values[rows] for view, values in self.status.items()},
             timestamps={view: values[rows] for view, values in self.timestamps.items()},

@@ -87,7 +87,7 @@ def filled(own: EntityBlock, views: Sequence[View], other: EntityBlock, choices:
         status[view.name] = np.where(rows >= 0, Status.FALLBACK, own.status[view.name]).astype(np.uint8)
         if view.name in timestamps:
             timestamps[view.name] = np.where(rows >= 0, other.timestamps[view.name][rows], own.timestamps[view.name])
-    return EntityBlock(own.entity, own.ids, Columns(plain, shared), status, timestamps)
+    return EntityBlock(own.entity, own.ids, Columns(plain, shared, tuple(own.columns)), status, timestamps)
 
 
 def _parts(columns: Mapping[str, Column]) -> tuple[dict[str, Column], dict[str, Stored]]:

@@ -103,7 +103,8 @@ def history(
             if array is not None:
                 known |= array.is_valid().to_numpy(zero_copy_only=False)
         status[view.name] = np.where(known, Status.PRESENT, Status.MISSING).astype(np.uint8)
-    return EntityBlock(entity, tuple(ids), Columns(_in_order(plain, views), shared), status)
+    order = tuple(feature.column for view in views for feature in view.features)
+    return EntityBlock(entity, tuple(ids), Columns(plain, shared, order), status)
 
 
 def _check_materialised(views: Sequence[View]) -> None:
@@ -182,7 +183,3 @@ def _column(array: Any, feature: Feature, n: int) -> Column:
         return from_arrow(array, feature.kind, name=feature.column)
     storage = feature.storage
     return from_arrow(array, feature.kind, name=feature.column, dimension=feature.dimension, storage=storage)
-
-
-def _in_order(columns: dict[str, Column], views: Sequence[View]) -> dict[str, Column]:
-    return {item.column: columns[item.column] for view in views for item in view.features if item.column in columns}

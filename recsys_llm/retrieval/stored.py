@@ -99,6 +99,8 @@ class Columns(Mapping[str, Column]):
 
     plain: Mapping[str, Column] = field(default_factory=dict)
     shared: Mapping[str, Stored] = field(default_factory=dict)
+    order: tuple[str, ...] | None = None
+    """All names, in the order of the service; None: the plain ones, then the shared ones."""
 
     def __getitem__(self, name: str) -> Column:
         return as_arrow(self.shared[name].gather() if name in self.shared else self.plain[name])
@@ -107,8 +109,7 @@ class Columns(Mapping[str, Column]):
         return name in self.shared or name in self.plain
 
     def __iter__(self) -> Iterator[str]:
-        yield from self.plain
-        yield from self.shared
+        yield from (*self.plain, *self.shared) if self.order is None else self.order
 
     def __len__(self) -> int:
         return len(self.plain) + len(self.shared)

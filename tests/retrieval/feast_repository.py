@@ -78,8 +78,8 @@ def hours(count: float) -> datetime:
 
 
 def online_config(kind: str, folder: Path, url: str | None = None) -> dict[str, Any]:
-    """Return ``online_store`` for a kind of store: sqlite, redis, guarded (our Redis store), postgres or generic (sqlite
-    under another name).
+    """Return ``online_store`` for a kind of store: sqlite, redis, guarded (our Redis store), postgres or generic
+    (sqlite under another name).
     """
     if kind in ("redis", "guarded"):
         host = str(url).removeprefix("redis://").split("/")[0]
