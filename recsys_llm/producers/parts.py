@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_llm.errors import FingerprintError, LedgerError
-from recsys_llm.files import replaced_file
+from recsys_llm.files import replaced_file, sync_directory
 from recsys_llm.schema import CONTENT_HASH, CREATED_TIMESTAMP, TAG
 
 METADATA_KEY = TAG.encode()
@@ -108,6 +108,16 @@ class Parts:
                 f"{self.manifest['fingerprint']}; move the file away, or use a view of a new version"
             )
         return table
+
+    def rows(self, name: str) -> int:
+        """Return the number of rows of a part, from its footer."""
+        return int(pq.read_metadata(self.directory / name).num_rows)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove parts; those that are gone already are fine."""
+        for name in names:
+            (self.directory / name).unlink(missing_ok=True)
+        sync_directory(self.directory)
 
     def sweep(self) -> None:
         """Remove what killed runs left unfinished; the caller holds the view's lock."""
