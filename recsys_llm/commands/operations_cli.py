@@ -67,3 +67,33 @@ def forget(
         write_report(json_file, {"command": "forget", **done.as_dict()})
     if done.left:
         raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    repository: Repository = Path("."),
+    store_file: StoreFile = None,
+    max_lag_hours: Annotated[float, typer.Option(help="Since the end of a view's last materialisation.")] = 36.0,
+    min_coverage: Annotated[float, typer.Option(help="Share of the source's keys with a row.")] = 0.95,
+    sample: Annotated[int, typer.Option(help="Keys of each view to compare with the online store.", min=1)] = 500,
+    json_file: JsonFile = None,
+) -> None:
+    """Look for what is wrong: stale views, an online store that lost rows, mixed models, drift, missing keys.
+
+    Ends with 1 where something is wrong.
+
+    Example: recsys-llm doctor -C my_features -f feature_store.prod.yaml --json doctor.json
+    """
+    from recsys_llm.bench.report import write_report
+    from recsys_llm.commands.operations.doctor import Limits, examine
+
+    limits = Limits(max_lag_hours=max_lag_hours, min_coverage=min_coverage, sample=sample)
+    findings = examine(repository, limits=limits, config_file=store_file)
+    for finding in findings:
+        typer.echo(str(finding))
+    wrong = sum(not finding.ok for finding in findings)
+    typer.echo(f"{len(findings)} checks, {wrong} of them failed")
+    if json_file is not None:
+        write_report(json_file, {"command": "doctor", "findings": [finding.as_dict() for finding in findings]})
+    if wrong:
+        raise typer.Exit(1)
