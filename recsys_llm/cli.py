@@ -12,7 +12,7 @@ from rich.console import Console
 
 import recsys_llm
 from recsys_llm.cli_options import Device, JsonFile, Repository, Resume, parse_time
-from recsys_llm.commands import bench_cli, evaluate_cli, migrate_cli, seqgan_cli, text_cli
+from recsys_llm.commands import bench_cli, evaluate_cli, migrate_cli, operations_cli, seqgan_cli, text_cli
 from recsys_llm.errors import ConfigError, DataError, RecsysLLMError
 from recsys_llm.timestamps import now
 
@@ -184,6 +184,7 @@ def export_serving(
     typer.echo(f"wrote {out}: {service}, {len(manifest.service.views)} views, {features} features")
 
 
+app.add_typer(operations_cli.app)
 app.add_typer(migrate_cli.app, name="migrate")
 app.add_typer(evaluate_cli.app, name="evaluate")
 app.add_typer(text_cli.app, name="text")

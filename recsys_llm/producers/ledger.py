@@ -7,7 +7,7 @@ the ledger is an index of them: a lost ledger is rebuilt from the parts (:mod:`r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ _INTERVALS = sa.Table(
 )
 
 _KEYS_PER_QUERY = 500
+_RETIRED = -1
+"""Number of rows of a part whose rows others hold."""
 
 
 class Ledger:
@@ -77,6 +79,8 @@ class Ledger:
         self._url = sa.make_url(url)
         self._lock_directory = lock_directory
         self._engine = sa.create_engine(self._url)
+        if self._url.get_backend_name() == "sqlite":
+            sa.event.listen(self._engine, "connect", _overwrite_deleted)
         self._holders: dict[str, sa.Connection] = {}
 
     def open(self) -> Ledger:
@@ -126,8 +130,7 @@ class Ledger:
         FingerprintError
             The view holds values of another model.
         """
-        with self._engine.connect() as connection:
-            bound = connection.scalar(sa.select(_VIEWS.c.fingerprint).where(_VIEWS.c.view == view))
+        bound = self.fingerprint(view)
         if bound is not None and bound != fingerprint:
             raise FingerprintError(
                 f"view {view} holds values of fingerprint {bound}, the model or settings at hand have {fingerprint}; "
@@ -225,8 +228,51 @@ class Ledger:
 
     def parts(self, view: str) -> set[str]:
         """Return the names of the committed parts of ``view``."""
+        return self._parts(view, _PARTS.c.rows >= 0)
+
+    def retired(self, view: str) -> set[str]:
+        """Return the names of parts whose rows others hold: their files are to be removed."""
+        return self._parts(view, _PARTS.c.rows == _RETIRED)
+
+    def replace(self, view: str, old: Sequence[str], new: Mapping[str, int], *, forgotten: Sequence[str] = ()) -> None:
+        """Retire parts, commit those that hold their rows, and drop the values of ``forgotten`` keys, all or nothing.
+
+        Parameters
+        ----------
+        new
+            Name of a part to its number of rows.
+        """
+        with self._transaction(view) as connection:
+            connection.execute(
+                _PARTS.update().where(_PARTS.c.view == view, _PARTS.c.part.in_(old)).values(rows=_RETIRED)
+            )
+            connection.execute(_PARTS.delete().where(_PARTS.c.view == view, _PARTS.c.part.in_(list(new))))
+            for part, rows in new.items():
+                connection.execute(_PARTS.insert().values(view=view, part=part, rows=rows))
+            if forgotten:
+                mine = (_VALUES.c.view == view) & _VALUES.c.entity_key.in_(list(forgotten))
+                connection.execute(_VALUES.delete().where(mine))
+
+    def drop_retired(self, view: str) -> None:
+        """Forget retired parts; their files are gone."""
+        with self._transaction(view) as connection:
+            connection.execute(_PARTS.delete().where(_PARTS.c.view == view, _PARTS.c.rows == _RETIRED))
+
+    def fingerprint(self, view: str) -> str | None:
+        """Return the fingerprint that ``view`` is bound to; None for an empty one."""
         with self._engine.connect() as connection:
-            return set(connection.scalars(sa.select(_PARTS.c.part).where(_PARTS.c.view == view)))
+            found: str | None = connection.scalar(sa.select(_VIEWS.c.fingerprint).where(_VIEWS.c.view == view))
+            return found
+
+    def count_key(self, view: str, key: str) -> int:
+        """Return the number of recorded values of one key."""
+        query = sa.select(sa.func.count()).where(_VALUES.c.view == view, _VALUES.c.entity_key == key)
+        with self._engine.connect() as connection:
+            return int(connection.scalar(query) or 0)
+
+    def _parts(self, view: str, which: sa.ColumnElement[bool]) -> set[str]:
+        with self._engine.connect() as connection:
+            return set(connection.scalars(sa.select(_PARTS.c.part).where(_PARTS.c.view == view, which)))
 
     @contextmanager
     def _transaction(self, view: str) -> Iterator[sa.Connection]:
@@ -250,6 +296,11 @@ class Ledger:
         query = sa.select(sa.func.count()).select_from(_VALUES).where(_VALUES.c.view == view)
         with self._engine.connect() as connection:
             return int(connection.scalar(query) or 0)
+
+
+def _overwrite_deleted(connection: Any, _record: Any) -> None:
+    """Let sqlite write zeros over what is deleted: ids of people that were forgotten."""
+    connection.execute("PRAGMA secure_delete = ON")
 
 
 def _reason(error: sa.exc.DBAPIError) -> str:

@@ -1,25 +1,28 @@
 """Part files: a view's computed rows on disk, read by any Feast offline store that reads parquet.
 
-A part appears whole or not at all (temporary file, fsync, rename), and its name is a hash of its rows, so writing the
-same rows twice leaves one file.
+A part appears whole or not at all (temporary file, fsync, rename), and its name is the SHA-256 of the file, so that a
+single altered bit is noticed when it is read.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
-from hashlib import blake2b
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_llm.errors import FingerprintError, LedgerError
-from recsys_llm.files import replaced_file
-from recsys_llm.schema import CONTENT_HASH, CREATED_TIMESTAMP, TAG
+from recsys_llm.files import replaced_file, sha256_of, sync_directory
+from recsys_llm.schema import CREATED_TIMESTAMP, TAG
 
 METADATA_KEY = TAG.encode()
+DIGEST_LENGTH = 40
+_NAME = re.compile(f"part-([0-9a-f]{{{DIGEST_LENGTH}}})\\.parquet")
+"""Parts of earlier versions have shorter names, and no checksum but those of their pages."""
 
 
 class Parts:
@@ -39,6 +42,7 @@ class Parts:
         self.directory = directory
         self.view = view
         self.manifest = manifest
+        self._verified: set[str] = set()
 
     def names(self) -> list[str]:
         """Return the file names of all parts that hold rows, sorted."""
@@ -74,10 +78,7 @@ class Parts:
 
     def write(self, table: pa.Table) -> str:
         """Write rows as one part, and return its file name."""
-        digest = blake2b(b"".join(table.column(CONTENT_HASH).to_pylist()), digest_size=12).hexdigest()
-        name = f"part-{digest}.parquet"
-        self._write(table, name)
-        return name
+        return self._write(table, None)
 
     def ensure_readable(self, schema: pa.Schema) -> None:
         """Write an empty file with the schema where there is no part, so that history can be asked for."""
@@ -95,6 +96,7 @@ class Parts:
             The file is no part of ours.
         """
         file = self.directory / name
+        self._verify(name)
         try:
             table = pq.read_table(file, columns=columns, page_checksum_verification=True)
         except (OSError, pa.ArrowInvalid) as error:
@@ -109,18 +111,52 @@ class Parts:
             )
         return table
 
+    def rows(self, name: str) -> int:
+        """Return the number of rows of a part, from its footer."""
+        return int(pq.read_metadata(self.directory / name).num_rows)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove parts; those that are gone already are fine."""
+        for name in names:
+            (self.directory / name).unlink(missing_ok=True)
+        sync_directory(self.directory)
+
     def sweep(self) -> None:
         """Remove what killed runs left unfinished; the caller holds the view's lock."""
         for file in self.directory.parent.glob(f".{self.view}.*.tmp"):
             file.unlink()
 
-    def _write(self, table: pa.Table, name: str) -> None:
+    def _verify(self, name: str) -> None:
+        """Refuse a part that is not as it was written, once for each file that is read."""
+        match = _NAME.fullmatch(name)
+        if match is None or name in self._verified:
+            return
+        try:
+            found = sha256_of(self.directory / name)
+        except OSError as error:
+            raise LedgerError(f"{self.directory / name}: can't be read as a part ({error.strerror})") from None
+        if not found.startswith(match[1]):
+            raise LedgerError(
+                f"{self.directory / name}: expected SHA-256 {match[1]}..., found {found[: len(match[1])]}...: the file "
+                f"was altered or damaged; restore it, or delete it and run `recsys-llm rebuild {self.view}`"
+            )
+        self._verified.add(name)
+
+    def _write(self, table: pa.Table, name: str | None) -> str:
+        """Write a file under a name, or under that of its own SHA-256, and return the name."""
         self.directory.mkdir(parents=True, exist_ok=True)
         metadata = {METADATA_KEY: json.dumps({"view": self.view, **self.manifest}, sort_keys=True)}
         # Not below the view's directory: DuckDB reads every parquet file it finds there.
-        temporary = self.directory.parent / f".{self.view}.{name}.{os.getpid()}.tmp"
-        with replaced_file(self.directory / name, temporary=temporary) as file:
-            pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd", write_page_checksum=True)
+        temporary = self.directory.parent / f".{self.view}.{os.getpid()}.tmp"
+        try:
+            rows = table.replace_schema_metadata(metadata)
+            pq.write_table(rows, temporary, compression="zstd", write_page_checksum=True)
+            name = name or f"part-{sha256_of(temporary)[:DIGEST_LENGTH]}.parquet"
+            with replaced_file(self.directory / name, temporary=temporary):
+                pass  # it is written already: its name had to be known first
+        finally:
+            temporary.unlink(missing_ok=True)
+        return name
 
 
 def part_files(directory: Path) -> list[Path]:

@@ -144,6 +144,7 @@ def produce(
 def _recover(view: str, producer: Producer, ledger: Ledger, parts: Parts, publish: Publish, store: str) -> int:
     """Bring ledger and online store up to the parts on disk, and return the number of rows that the ledger lacked."""
     parts.sweep()
+    remove_retired(view, ledger, parts)
     recorded, present = ledger.parts(view), parts.names()
     lost = sorted(recorded - set(present))
     if lost:
@@ -157,9 +158,26 @@ def _recover(view: str, producer: Producer, ledger: Ledger, parts: Parts, publis
         _store(view, producer, ledger, publish, name, table)
         recovered += table.num_rows
     if recorded and not ledger.is_published(view, store):
-        for name in parts.in_order(present):
-            _publish(view, producer, ledger, publish, parts.read(name))
+        republish(view, producer.join_key, ledger, parts, publish)
     return recovered
+
+
+def remove_retired(view: str, ledger: Ledger, parts: Parts) -> None:
+    """Remove the files of parts whose rows others hold; the caller holds the view's lock."""
+    retired = ledger.retired(view)
+    if retired:
+        parts.remove(retired)
+        ledger.drop_retired(view)
+
+
+def republish(view: str, join_key: str, ledger: Ledger, parts: Parts, publish: Publish) -> int:
+    """Publish the stored rows of a view again, nothing is computed; return how many were read."""
+    rows = 0
+    for name in parts.in_order(parts.names()):
+        table = parts.read(name)
+        _publish(view, join_key, ledger, publish, table)
+        rows += table.num_rows
+    return rows
 
 
 def stored_schema(producer: Producer) -> pa.Schema:
@@ -242,14 +260,14 @@ def _check_finite(view: str, producer: Producer, table: pa.Table) -> None:
 
 def _store(view: str, producer: Producer, ledger: Ledger, publish: Publish, part: str, table: pa.Table) -> None:
     """Publish and record a part that lies on disk."""
-    _publish(view, producer, ledger, publish, table)
+    _publish(view, producer.join_key, ledger, publish, table)
     ledger.record(view, producer.manifest["fingerprint"], producer.join_key, part, table)
 
 
-def _publish(view: str, producer: Producer, ledger: Ledger, publish: Publish, table: pa.Table) -> None:
+def _publish(view: str, join_key: str, ledger: Ledger, publish: Publish, table: pa.Table) -> None:
     """Publish the newest row of each key, unless a newer one is recorded."""
-    newest = newest_rows(table, producer.join_key)
-    keys = newest.column(producer.join_key).to_pylist()
+    newest = newest_rows(table, join_key)
+    keys = newest.column(join_key).to_pylist()
     times = newest.column(EVENT_TIMESTAMP).cast(pa.int64()).to_pylist()
     recorded = ledger.newest(view, keys)
     fresh = newest.filter(pa.array([recorded.get(key, time) <= time for key, time in zip(keys, times, strict=True)]))

@@ -157,6 +157,18 @@ class RedisOnlineStore(FeastRedisOnlineStore):  # type: ignore[misc]  # Feast sh
         """Return those of ``views`` that the store doesn't hold, as it would after a run that ended well."""
         return list(self._answered(lambda: self.runs(config).missing(views))) if views else []
 
+    def server_info(self, config: RepoConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what a server says of its memory and of its work: ``INFO memory`` and ``INFO stats``.
+
+        Raises
+        ------
+        StoreError
+            It can't be reached, or evicts rows.
+        """
+        client = self._get_client(config.online_store)
+        node = client.get_random_node().redis_connection if hasattr(client, "get_random_node") else client
+        return self._answered(lambda: node.info("memory")), self._answered(lambda: node.info("stats"))
+
     def online_write_batch(
         self, config: RepoConfig, table: FeatureView, data: Any, progress: Callable[[int], Any] | None
     ) -> None:

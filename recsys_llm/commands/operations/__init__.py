@@ -1,0 +1,1 @@
+"""Keeping a feature repository well: repair, compact, forget, doctor."""

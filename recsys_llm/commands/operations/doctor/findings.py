@@ -1,0 +1,62 @@
+"""What a check finds, and from where on it is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Limits:
+    """From where on a figure is a problem."""
+
+    max_lag_hours: float = 36.0
+    """Since the end of a view's last materialisation."""
+    min_coverage: float = 0.95
+    """Share of the source's keys that have a row."""
+    max_null_rate: float = 0.99
+    """Of a feature, among the newest rows."""
+    max_norm_shift: float = 0.05
+    """Of the mean length of new vectors, relative to that of older ones."""
+    min_centroid_cosine: float = 0.8
+    """Of the means of new and older vectors."""
+    max_psi: float = 0.5
+    """Population stability index of new vectors' projections on the older centroid."""
+    min_neighbour_overlap: float = 0.5
+    """Of the ten nearest neighbours of keys that have a new and an older vector."""
+    sample: int = 500
+    """Keys of each view that are compared with the online store."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check."""
+
+    check: str
+    subject: str
+    """View, feature, service or store."""
+    ok: bool
+    detail: str
+    value: float | None = None
+    limit: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        found = {"check": self.check, "subject": self.subject, "ok": self.ok, "detail": self.detail}
+        return found | {
+            key: value for key, value in (("value", self.value), ("limit", self.limit)) if value is not None
+        }
+
+    def __str__(self) -> str:
+        return f"{'ok  ' if self.ok else 'FAIL'}  {self.check:<12} {self.subject:<40} {self.detail}"
+
+
+def at_most(check: str, subject: str, value: float, limit: float, detail: str) -> Finding:
+    """Return a finding that is fine up to a limit."""
+    return Finding(check, subject, value <= limit, detail, value, limit)
+
+
+def at_least(check: str, subject: str, value: float, limit: float, detail: str) -> Finding:
+    """Return a finding that is fine from a limit on."""
+    return Finding(check, subject, value >= limit, detail, value, limit)

@@ -1,0 +1,72 @@
+"""Is this the right registry, does it name what is there, and is it up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recsys_llm.commands.operations.doctor.findings import Finding, Limits, at_most
+from recsys_llm.commands.operations.opening import StoredView
+from recsys_llm.config import Config
+from recsys_llm.engine.engine import parts_directory
+from recsys_llm.producers import ProducerTag
+from recsys_llm.producers.parts import part_files, read_manifest
+from recsys_llm.retrieval.parts import provenance
+from recsys_llm.retrieval.service import resolve
+
+if TYPE_CHECKING:
+    import feast
+
+
+def check_registry(root: Path, config: Config, views: list[StoredView]) -> Iterator[Finding]:
+    """Find a registry of another repository: no computed views, parts elsewhere, models that are not configured."""
+    yield Finding("registry", "all views", bool(views), f"{len(views)} computed views are registered")
+    models = {*config.text_encoders, *config.sequence_models}
+    for view in views:
+        directory, tag = parts_directory(view.definition), ProducerTag.of(view.name, view.definition.tags)
+        inside = directory.is_relative_to(root)
+        where = "its parts lie in this repository" if inside else f"its parts lie in {directory}, outside {root}"
+        yield Finding("registry", view.name, inside, where)
+        if tag is not None and tag.model is not None and tag.model not in models:
+            yield Finding("registry", view.name, False, f"names the model {tag.model}, which recsys_llm.yaml lacks")
+
+
+def check_services(store: feast.FeatureStore) -> Iterator[Finding]:
+    """Find services whose vectors come from two models; the error of :func:`provenance` is the finding."""
+    for service in store.list_feature_services():
+        provenance(resolve(store, service.name))
+        yield Finding("fingerprints", service.name, True, "its vectors come from one encoder and one sequence model")
+
+
+def check_freshness(view: StoredView, limits: Limits, at: datetime) -> Iterator[Finding]:
+    """Find a view that nobody has materialised for too long, or ahead of time."""
+    end = view.definition.most_recent_end_time
+    if end is None:
+        yield Finding("freshness", view.name, False, "never materialised in this registry; run `feast materialize`")
+        return
+    end = end if end.tzinfo else end.replace(tzinfo=UTC)
+    lag = (at - end).total_seconds() / 3600
+    yield at_most(
+        "freshness", view.name, lag, limits.max_lag_hours, f"materialised up to {end.isoformat()}, {lag:.1f} h ago"
+    )
+
+
+def check_parts(view: StoredView) -> Iterator[Finding]:
+    """Find parts that are lost, altered, or of another model than the ledger says."""
+    parts = view.parts
+    recorded, present = view.ledger.parts(view.name), set(parts.names())
+    for names, what in (
+        (recorded - present, "recorded and not on disk"),
+        (present - recorded, "on disk, not recorded"),
+    ):
+        if names:
+            yield Finding("parts", view.name, False, f"{len(names)} parts are {what}, such as {min(names)}")
+    bound = view.ledger.fingerprint(view.name)
+    found = {read_manifest(file).get("fingerprint") for file in part_files(parts.directory)}
+    if bound is not None and found - {bound}:
+        others = sorted(str(name) for name in found - {bound})
+        yield Finding("fingerprints", view.name, False, f"bound to {bound}, parts hold rows of {', '.join(others)}")
+    rows = sum(parts.read(name).num_rows for name in sorted(present))
+    yield Finding("parts", view.name, True, f"{len(present)} parts, {rows:,} rows, all checksums right")

@@ -1,0 +1,83 @@
+"""A computed view with all that holds its rows: parts, ledger, online store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recsys_llm.commands.views import known_view
+from recsys_llm.config import load_config
+from recsys_llm.engine.engine import parts_directory
+from recsys_llm.errors import ConfigError
+from recsys_llm.producers import Ledger, Parts, ProducerTag, open_ledger
+from recsys_llm.producers.parts import part_files, read_manifest
+from recsys_llm.retrieval import open_store
+
+if TYPE_CHECKING:
+    import feast
+
+
+@dataclass(frozen=True)
+class StoredView:
+    """One computed view."""
+
+    store: feast.FeatureStore
+    definition: feast.FeatureView
+    ledger: Ledger
+
+    @property
+    def name(self) -> str:
+        """Name of the view."""
+        return str(self.definition.name)
+
+    @property
+    def join_key(self) -> str:
+        """Column of the entity's key."""
+        return str(self.definition.join_keys[0])
+
+    @property
+    def parts(self) -> Parts:
+        """The parts; what is written anew says of itself what the first part does."""
+        directory = parts_directory(self.definition)
+        manifest = next((read_manifest(file) for file in part_files(directory)), {})
+        bound = self.ledger.fingerprint(self.name)
+        manifest |= {} if bound is None else {"fingerprint": bound}
+        return Parts(directory, self.name, {key: value for key, value in manifest.items() if key != "view"})
+
+
+@contextmanager
+def stored_views(repository: Path, config_file: str | None = None) -> Iterator[list[StoredView]]:
+    """Open all views that recsys_llm computes.
+
+    Raises
+    ------
+    ConfigError
+        The repository can't be opened.
+    """
+    store, ledger = open_store(repository, config_file=config_file), open_ledger(load_config(repository))
+    try:
+        computed = [view for view in store.list_feature_views() if ProducerTag.of(view.name, view.tags) is not None]
+        yield [StoredView(store, view, ledger) for view in computed]
+    finally:
+        ledger.close()
+
+
+@contextmanager
+def stored_view(repository: Path, name: str, config_file: str | None = None) -> Iterator[StoredView]:
+    """Open one of them.
+
+    Raises
+    ------
+    ConfigError
+        There is no such view, or Feast itself materialises it.
+    """
+    with stored_views(repository, config_file) as views:
+        for view in views:
+            if view.name == name:
+                yield view
+                return
+        known_view(open_store(repository, config_file=config_file), name)
+        raise ConfigError(f"view {name}: carries no recsys_llm tag, so Feast itself materialises it")
