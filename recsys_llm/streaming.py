@@ -7,7 +7,8 @@
                     +-----------------------------------------------+
 
 The rows are those that a materialisation would write for the same events, and under the same stamps, so that either may
-come first. The offline rows come with the next materialisation, from the source.
+come first. The offline rows come with the next materialisation, from the source. A stream begins with the events after
+the end of the last materialisation.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import pyarrow.compute as pc
 from recsys_llm import timestamps as clock
 from recsys_llm.config import load_config
 from recsys_llm.engine.publish import OnlinePublisher
-from recsys_llm.errors import ConfigError, RowError, did_you_mean
+from recsys_llm.errors import ConfigError, EmptiedStoreError, RowError, did_you_mean
 from recsys_llm.producers import ProducerTag, open_ledger, open_producer
 from recsys_llm.producers.next_items import NextItems
 from recsys_llm.producers.pipeline import stored_schema
@@ -47,7 +48,8 @@ from recsys_llm.schema import (
 from recsys_llm.seqgan import Histories
 from recsys_llm.seqgan.histories import sorted_interactions
 from recsys_llm.seqgan.states import UserStates, advance, next_items_of, opening_states
-from recsys_llm.timestamps import FUTURE_TOLERANCE, TIMESTAMP, as_utc, to_micros
+from recsys_llm.stores import RedisOnlineStore
+from recsys_llm.timestamps import FUTURE_TOLERANCE, MICROSECOND, TIMESTAMP, as_utc, to_micros
 
 _STATE_FEATURES = (STATE, HAD_ITEMS, HAD_GROUPS, NEWEST_EVENT)
 
@@ -60,7 +62,14 @@ class Advanced(NamedTuple):
     events: int
     """Events that did it; repeated ones count once."""
     late: pa.Table
-    """Events no later than what their user's state holds: the next materialisation puts them in their place."""
+    """Events no later than what their user's state holds, or than the model's training: they have changed nothing. A
+    materialisation from :attr:`again_from` on puts them in their place, once the source has them."""
+
+    @property
+    def again_from(self) -> datetime | None:
+        """Where the next materialisation must start, in place of the watermark; None: nothing came late."""
+        earliest = pc.min(self.late[EVENT_TIMESTAMP]).as_py()
+        return None if earliest is None else earliest - MICROSECOND
 
 
 class NextItemsStream:
@@ -85,8 +94,8 @@ class NextItemsStream:
     Raises
     ------
     ConfigError
-        A view is unknown, of another producer, of another model than the other, or was never materialised; or the model
-        has a ``granularity`` other than ``event``.
+        A view is unknown, of another producer, of another model than the other, or was not materialised from before the
+        model's training cut-off on; or the model has a ``granularity`` other than ``event``.
     FingerprintError
         A view holds rows of another model than the one at hand.
 
@@ -134,6 +143,8 @@ class NextItemsStream:
                 "with a coarser one a row must not know of an event before its period has ended"
             )
         self._lists, self._states, self._states_view = list_producer, state_producer, states
+        for view in (list_view, state_view):
+            self._check_whole(view)
         self._publish_lists, self._publish_states = self._publisher(list_view), self._publisher(state_view)
 
     def advance(self, user_id: str, item_ids: Sequence[str], event_timestamp: datetime) -> bool:
@@ -198,10 +209,24 @@ class NextItemsStream:
             self.store.get_online_features(references, [{USER_ID: user} for user in users]).to_dict() if users else {}
         )
         begin = opening_states(self._states.models.newest, 1)
+        if None in found.get(STATE, ()):
+            self._check_published()
         columns = zip(*(found.get(name, []) for name in _STATE_FEATURES), strict=True)
         known = [row if row[0] is not None else (begin.vectors[0], [], [], begin.newest[0]) for row in columns]
         vectors, items, groups, newest = zip(*known, strict=True) if known else ((), (), (), ())
         return states_from(vectors, [had or [] for had in items], [sizes or [] for sizes in groups], newest)
+
+    def _check_published(self) -> None:
+        """Refuse an emptied Redis, where nobody seems to have a history."""
+        online = self.store.provider.online_store
+        lost = (
+            online.unpublished(self.store.config, [self._states_view]) if isinstance(online, RedisOnlineStore) else []
+        )
+        if lost:
+            raise EmptiedStoreError(
+                f"Redis holds no finished run of {self._states_view}: it was emptied, or restarted without its data; "
+                f"`recsys-llm repair {self._states_view}` fills it from the parts"
+            )
 
     def _write(self, users: list[str], states: UserStates) -> None:
         """Publish lists first: a process that dies in between is given the events again, and they aren't late yet."""
@@ -244,12 +269,18 @@ class NextItemsStream:
         views = {view.name: view for view in self.store.list_feature_views()}
         if name not in views:
             raise ConfigError(f"unknown feature view {name!r}; {did_you_mean(name, views)} (run `feast apply`)")
-        if not views[name].materialization_intervals:
-            raise ConfigError(
-                f"view {name} was never materialised, so that all users would seem to have no history; run "
-                f"`feast materialize START END -v {name}` first"
-            )
         return views[name]
+
+    def _check_whole(self, view: Any) -> None:
+        """Refuse a view that lacks rows from the model's training cut-off: their users would seem to be newcomers."""
+        cutoff = self._states.models.newest.trained_until
+        starts = [as_utc(start) for start, _ in view.materialization_intervals]
+        if not starts or min(starts) >= cutoff:
+            found = f"from {min(starts)} on only" if starts else "never"
+            raise ConfigError(
+                f"view {view.name} was materialised {found}, so that users with a history would seem to have none; run "
+                f"`feast materialize START END -v {view.name}`, START before the model's training cut-off {cutoff}"
+            )
 
     def _producer(self, view: str, tag: ProducerTag) -> Any:
         producer = open_producer(view, tag, self._config, device=self._device)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from recsys_llm import schema
+from recsys_llm.commands.feast_cli import run_feast
+from recsys_llm.commands.repository import init_repository
 from recsys_llm.commands.train import train_sequence_model
-from recsys_llm.errors import ConfigError, FingerprintError, RowError, SchemaError
+from recsys_llm.errors import ConfigError, EmptiedStoreError, FingerprintError, RowError, SchemaError
+from recsys_llm.retrieval import open_store
 from recsys_llm.seqgan import SeqGANConfig
 from recsys_llm.streaming import NextItemsStream
 from recsys_llm.timestamps import from_micros, now
-from tests.workspace import make_repository, materialize, online
+from tests.workspace import START, make_repository, materialize, offline, online
 
 QUICK = SeqGANConfig(mle_epochs=1, adversarial_epochs=0, embedding_dim=8, hidden_dim=8)
 VIEWS = (schema.USER_NEXT_ITEMS, schema.USER_STATES)
@@ -55,7 +61,24 @@ def trained(tmp_path_factory, data, halfway) -> Path:
 @pytest.fixture
 def repository(tmp_path, trained, events) -> Path:
     """A copy of the trained repository, materialised until five eighths of the events."""
-    own = make_repository(tmp_path / "feature_repo", _data_of(trained))
+    return _materialised(make_repository(tmp_path / "feature_repo", _data_of(trained)), trained, events)
+
+
+@pytest.fixture
+def redis_repository(tmp_path, trained, events, redis_url) -> Path:
+    """The same over Redis, in a project of its own."""
+    own = init_repository(tmp_path / "feature_repo", data=_data_of(trained))
+    file = own / "feature_store.yaml"
+    settings = yaml.safe_load(file.read_text())
+    host = redis_url.removeprefix("redis://").split("/")[0]
+    settings["online_store"] = {"type": "recsys_llm.stores.RedisOnlineStore", "connection_string": f"{host},db=0"}
+    settings["project"] = f"p{uuid.uuid4().hex[:8]}"
+    file.write_text(yaml.safe_dump(settings))
+    run_feast(own, "apply")
+    return _materialised(own, trained, events)
+
+
+def _materialised(own: Path, trained: Path, events: pa.Table) -> Path:
     shutil.copy(trained / "recsys_llm.yaml", own / "recsys_llm.yaml")
     shutil.copytree(trained / "data" / "models", own / "data" / "models", dirs_exist_ok=True)
     materialize(own, *VIEWS, end=_materialised_until(events))
@@ -63,8 +86,6 @@ def repository(tmp_path, trained, events) -> Path:
 
 
 def _data_of(repository: Path) -> Path:
-    import yaml
-
     return Path(yaml.safe_load((repository / "recsys_llm.yaml").read_text())["sources"]["items"]["parquet"]).parent
 
 
@@ -88,7 +109,9 @@ def _assert_same(found: dict, expected: dict) -> None:
                 assert ours == theirs, name
 
 
-def test_a_stream_leaves_what_a_materialisation_would(repository, events):
+@pytest.mark.parametrize("store", ["sqlite", "redis"])
+def test_a_stream_leaves_what_a_materialisation_would(store, events, request):
+    repository = request.getfixturevalue("repository" if store == "sqlite" else "redis_repository")
     later = _later(events, _materialised_until(events))
     users = pc.unique(events[schema.USER_ID]).to_pylist()
     stream = NextItemsStream(repository, device="cpu")
@@ -101,9 +124,27 @@ def test_a_stream_leaves_what_a_materialisation_would(repository, events):
         assert len(done.late) == 0 and done.events <= high - low
         assert done.users == pc.count_distinct(later[schema.USER_ID].slice(low, high - low)).as_py()
     found = {view: online(repository, view, users) for view in VIEWS}
+    stamps = {view: _online_stamps(repository, view, users) for view in VIEWS}
     materialize(repository, *VIEWS, end=now())
     for view in VIEWS:
-        _assert_same(found[view], online(repository, view, users))
+        newest = offline(repository, view).groupby(schema.USER_ID).tail(1).set_index(schema.USER_ID).loc[users]
+        _assert_same(found[view], {name: _values(newest, name) for name in found[view]})
+        assert stamps[view] == [
+            stamp.timestamp() // 1 for stamp in newest[schema.EVENT_TIMESTAMP]
+        ]  # Feast tells seconds
+
+
+def _values(rows: pd.DataFrame, name: str) -> list:
+    column = rows.index if name == schema.USER_ID else rows[name]
+    return [value.tolist() if isinstance(value, np.ndarray) else value for value in column]
+
+
+def _online_stamps(repository: Path, view: str, users: list[str]) -> list[int]:
+    """Return the stamps of online rows, in seconds."""
+    store = open_store(repository)
+    feature = store.get_feature_view(view).features[0].name
+    rows = store.get_online_features([f"{view}:{feature}"], [{schema.USER_ID: user} for user in users])
+    return list(rows.to_dict(include_event_timestamps=True)[f"{feature}__ts"])
 
 
 def test_a_newcomer_gets_a_list_of_their_own(repository, events):
@@ -136,6 +177,8 @@ def test_late_events_change_nothing_and_are_handed_back(repository, events, half
     table = pa.table(columns, names=[schema.USER_ID, schema.ITEM_ID, schema.EVENT_TIMESTAMP])
     done = stream.advance_many(table)
     assert (done.users, done.events) == (2, 2)
+    assert done.again_from == moment - timedelta(microseconds=1)
+    assert stream.advance_many(table.slice(0, 0)).again_from is None
     assert done.late.to_pylist() == [table.slice(1, 1).to_pylist()[0]]
     assert stream.advance_many(table.slice(0, 0)).users == 0
 
@@ -159,7 +202,7 @@ def test_events_that_cannot_be_used_are_refused_whole(repository, events):
 
 
 def test_repositories_that_cannot_be_streamed_into_are_refused(trained, repository, halfway):
-    with pytest.raises(ConfigError, match="never materialised"):
+    with pytest.raises(ConfigError, match="materialised never, so that users with a history would seem to have none"):
         NextItemsStream(trained)
     with pytest.raises(ConfigError, match="did you mean 'user_states_v1'"):
         NextItemsStream(repository, states="user_state_v1")
@@ -174,6 +217,29 @@ def test_repositories_that_cannot_be_streamed_into_are_refused(trained, reposito
     train_sequence_model(repository, "seqgan_v1", until=halfway + timedelta(days=1), settings=QUICK, overwrite=True)
     with pytest.raises(FingerprintError, match="must not be mixed"):
         NextItemsStream(repository)
+
+
+def test_users_whose_state_was_left_out_are_no_newcomers(tmp_path, trained, halfway):
+    own = make_repository(tmp_path / "feature_repo", _data_of(trained))
+    shutil.copy(trained / "recsys_llm.yaml", own / "recsys_llm.yaml")
+    shutil.copytree(trained / "data" / "models", own / "data" / "models", dirs_exist_ok=True)
+    materialize(own, *VIEWS, start=halfway, end=now())  # leaves out what is stamped at the cut-off
+    with pytest.raises(ConfigError, match="materialised from .* on only, so that users with a history"):
+        NextItemsStream(own)
+    materialize(own, *VIEWS, start=START, end=now())
+    NextItemsStream(own)
+
+
+def test_an_emptied_redis_is_no_world_of_newcomers(redis_repository, events):
+    stream = NextItemsStream(redis_repository, device="cpu")
+    item = events[schema.ITEM_ID][0].as_py()
+    assert stream.advance("newcomer", [item], now())
+    store = open_store(redis_repository)
+    client = store.provider.online_store._get_client(store.config.online_store)
+    ours = [key for key in client.scan_iter() if store.project.encode() in key]
+    client.delete(*ours)
+    with pytest.raises(EmptiedStoreError, match="recsys-llm repair user_states_v1"):
+        stream.advance("another", [item], now())
 
 
 def test_a_nightly_granularity_is_refused(tmp_path, trained):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -94,6 +97,8 @@ def test_slices_are_trained_on_what_lies_before_them_and_make_the_rows_from_ther
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     models = RollingModel.load(repository / "data" / "models" / "seqgan_v1")
+    start = datetime.fromisoformat(re.search(r"materialize (\S+) END", done.stdout)[1] + "+00:00")
+    assert start < models.checkpoints[0].trained_until  # whose rows are stamped at it
     events = [checkpoint.manifest["events"] for checkpoint in models.checkpoints]
     assert len(events) == 3 and models.newest.trained_until == until
     assert events[0] == pytest.approx(events[2] / 3, rel=0.02) and events[1] == pytest.approx(
@@ -118,10 +123,12 @@ def test_an_interrupted_backfill_keeps_the_models_it_has(repository, until, monk
     real, trained = training.train, []
 
     def counting(*args, **settings):
-        trained.append(settings["until"])
         if len(trained) == 2:
+            trained.append("interrupted")
             raise Interrupted
-        return real(*args, **settings)
+        found = real(*args, **settings)
+        trained.append("kept" if found is settings["known"] else settings["until"])
+        return found
 
     monkeypatch.setattr(training, "train", counting)
     with pytest.raises(Interrupted):
@@ -129,12 +136,55 @@ def test_an_interrupted_backfill_keeps_the_models_it_has(repository, until, monk
     assert not (repository / "data" / "models" / "seqgan_v1").exists()
     models = train_slices(repository, "seqgan_v1", slices=3, until=until)
     cuts = [checkpoint.trained_until for checkpoint in models.checkpoints]
-    assert trained == [cuts[0], cuts[1], cuts[1], cuts[2]]
+    assert trained == [cuts[0], cuts[1], "interrupted", "kept", "kept", cuts[2]]
     assert [path.name for path in (repository / "data" / "models").iterdir()] == ["seqgan_v1"]
     with pytest.raises(ConfigError, match="exists; views hold its predictions"):
         train_slices(repository, "seqgan_v1", slices=3, until=until)
     again = train_slices(repository, "seqgan_v1", slices=2, until=until, overwrite=True)
     assert len(again.checkpoints) == 2
+    one = train_sequence_model(repository, "seqgan_v1", until=until, overwrite=True)
+    found = RollingModel.load(repository / "data" / "models" / "seqgan_v1")
+    assert found.fingerprint == one.fingerprint == again.newest.fingerprint
+
+
+def test_models_of_other_events_are_not_kept(repository, until, tmp_path):
+    building = repository / "data" / "models" / "seqgan_v1.slices"
+    train_slices(repository, "seqgan_v1", slices=2, until=until)
+    shutil.move(repository / "data" / "models" / "seqgan_v1", building)  # as if the last step had not come
+    (building / "slices.json").unlink()
+    old = pq.read_table(_events(repository))
+    renamed = old.set_column(
+        old.column_names.index("item_id"), "item_id", pc.binary_join_element_wise("x", old["item_id"], "")
+    )
+    pq.write_table(renamed, tmp_path / "interactions.parquet")
+    file = repository / "recsys_llm.yaml"
+    content = yaml.safe_load(file.read_text())
+    content["sources"]["interactions"]["parquet"] = str(tmp_path / "interactions.parquet")
+    file.write_text(yaml.safe_dump(content))
+    models = train_slices(repository, "seqgan_v1", slices=2, until=until)
+    assert all(item.startswith("x") for one in models.checkpoints for item in one.vocabulary.item_ids)
+
+
+def test_what_is_no_model_is_never_replaced(repository, until):
+    file = repository / "recsys_llm.yaml"
+    content = yaml.safe_load(file.read_text())
+    content["sequence_models"]["seqgan_v1"]["checkpoint"] = "data"
+    file.write_text(yaml.safe_dump(content))
+    for train in (train_sequence_model, partial(train_slices, slices=2)):
+        with pytest.raises(ConfigError, match="exists and is no model; name another directory"):
+            train(repository, "seqgan_v1", until=until, overwrite=True)
+    assert (repository / "data" / "models").is_dir()
+
+
+def test_slices_agree_on_repeats_whatever_each_holds(repository, until, monkeypatch):
+    monkeypatch.setattr("recsys_llm.seqgan.training.REPEATS_ARE_RARE", 0.0)  # repeats are common, says the first slice
+    models = train_slices(repository, "seqgan_v1", slices=2, until=until)
+    assert {one.filter_seen for one in models.checkpoints} == {False}
+    content = yaml.safe_load((repository / "recsys_llm.yaml").read_text())
+    content["sequence_models"]["seqgan_v1"]["filter_seen"] = True
+    (repository / "recsys_llm.yaml").write_text(yaml.safe_dump(content))
+    models = train_slices(repository, "seqgan_v1", slices=2, until=until, overwrite=True)
+    assert {one.filter_seen for one in models.checkpoints} == {True}
 
 
 def test_more_slices_than_times_are_refused(repository, until):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -61,5 +61,6 @@ def backfill(
     for checkpoint in models.checkpoints:
         scores = ", ".join(f"{name} {found['ndcg_at_10']:.4f}" for name, found in checkpoint.manifest["scores"].items())
         typer.echo(f"{checkpoint.trained_until.isoformat()}  validation NDCG@10: {scores}")
-    first = models.checkpoints[0].trained_until
+    # Before the first cut-off: the rows stamped at it are among those to come, and an interval leaves out its start.
+    first = models.checkpoints[0].trained_until - timedelta(seconds=1)
     typer.echo(f"next: feast -c {repository} materialize {first:%Y-%m-%dT%H:%M:%S} END, with the model's views")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -16,14 +16,15 @@ from recsys_llm.commands.views import feature_view
 from recsys_llm.config import Config, SequenceModelConfig, load_config
 from recsys_llm.engine.engine import parts_directory
 from recsys_llm.errors import ConfigError, did_you_mean
-from recsys_llm.files import sync_directory
+from recsys_llm.files import replaced_directory
 from recsys_llm.producers.vectors import item_vectors
 from recsys_llm.schema import EVENT_TIMESTAMP
 from recsys_llm.seqgan import Checkpoint, ItemVectors, SeqGANConfig, TrainingProgress, train
+from recsys_llm.seqgan.checkpoint import is_replaceable
 from recsys_llm.seqgan.histories import Ints
 from recsys_llm.seqgan.rolling import RollingModel, slice_directory, slice_times
 from recsys_llm.sources import tables
-from recsys_llm.timestamps import MICROSECOND, as_utc, from_micros, now, to_micros
+from recsys_llm.timestamps import MICROSECOND, as_utc, from_micros, now
 from recsys_llm.training_state import discard_state, state_directory
 
 Progress = Callable[[TrainingProgress], None]
@@ -107,17 +108,21 @@ def train_slices(
     building = task.target.with_name(f"{task.target.name}.slices")
     if not resume and building.exists():
         shutil.rmtree(building)
+    checkpoints: list[Checkpoint] = []
     for number, cut in enumerate(cuts):
         told = None if progress is None else progress(number, cuts)
         place = slice_directory(building, number)
-        if not task.has(place, cut, events=int(np.searchsorted(times, to_micros(cut)))):
-            task.train(cut, place, resume=resume, device=device, progress=told)
-    models = RollingModel(tuple(Checkpoint.load(slice_directory(building, number)) for number in range(len(cuts))))
+        # What the first slice's events say of repeats holds for all, or their lists would differ in kind.
+        filter_seen = checkpoints[0].filter_seen if checkpoints else None
+        known = Checkpoint.load(place) if place.exists() else None
+        checkpoints.append(
+            task.train(cut, place, resume=resume, device=device, progress=told, filter_seen=filter_seen, known=known)
+        )
+    models = RollingModel(tuple(checkpoints))
     models.write(building)
-    if task.target.exists():
-        shutil.rmtree(task.target)
-    building.rename(task.target)
-    sync_directory(task.target.parent)
+    with replaced_directory(task.target) as fresh:
+        shutil.copytree(building, fresh, dirs_exist_ok=True)
+    shutil.rmtree(building)
     return models
 
 
@@ -148,6 +153,8 @@ class _Task:
                 f"{target}: exists; views hold its predictions, which must not be mixed with another model's: add a "
                 "model and a view of a new version, or pass --overwrite if no view has been materialised with it"
             )
+        if not is_replaceable(target):
+            raise ConfigError(f"{target}: exists and is no model; name another directory under 'checkpoint'")
         return cls(config, model, settings or SeqGANConfig.of(model.training, where=name), until, target)
 
     def event_times(self) -> Ints:
@@ -166,8 +173,17 @@ class _Task:
         return [from_micros(cut) for cut in found]
 
     def train(
-        self, until: datetime, target: Path, *, resume: bool, device: str, progress: Progress | None
+        self,
+        until: datetime,
+        target: Path,
+        *,
+        resume: bool,
+        device: str,
+        progress: Progress | None,
+        filter_seen: bool | None = None,
+        known: Checkpoint | None = None,
     ) -> Checkpoint:
+        """Train, save and draw one model; ``known``, which is at ``target``, where it came of the same training."""
         state = state_directory(target)
         if not resume:
             discard_state(state)
@@ -179,19 +195,14 @@ class _Task:
             device=device,
             progress=progress,
             state=state,
+            filter_seen=self.model.filter_seen if filter_seen is None else filter_seen,
+            known=known,
         )
-        checkpoint.save(target)
+        if checkpoint is not known:
+            checkpoint.save(target)
         write_curves(checkpoint, target)
         discard_state(state)
         return checkpoint
-
-    def has(self, target: Path, until: datetime, *, events: int) -> bool:
-        """Return whether an unfinished run has trained this model, on as many events."""
-        if not target.exists():
-            return False
-        found = Checkpoint.load(target)
-        known = found.trained_until, found.manifest["config"], found.manifest["events"]
-        return known == (until, asdict(self.settings), events)
 
     def _events(self, until: datetime, order_by: tables.Order) -> Iterator[pa.RecordBatch]:
         return tables.interactions(self.config, end=until - MICROSECOND, order_by=order_by)

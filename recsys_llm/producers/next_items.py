@@ -142,11 +142,11 @@ class NextItems(OverHistories):
         lists = rows.column(ITEM_IDS)
         columns = {name: rows.column(name) for name in (ITEM_IDS, LOG_PROBS, ENTROPY, PROVENANCE)}
         centroid = pa.nulls(count, pa.list_(pa.float32()))
-        if checkpoint.text is not None:
+        if checkpoint.padded_text is not None:
             padded = np.full((count, self.settings.top_n), -1)
             for row, items in enumerate(lists):
                 padded[row, : len(items)] = checkpoint.vocabulary.encode(items.values)
-            centroid = list_array(centroids(checkpoint.text, padded))
+            centroid = list_array(centroids(checkpoint.padded_text, padded))
         return self._batch(
             {
                 **columns,

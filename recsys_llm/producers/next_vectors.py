@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from recsys_llm.config import Config, SequenceModelConfig
@@ -38,6 +40,7 @@ class NextVectors:
         self.models = models
         self.chunk_rows = config.chunk_rows
         self.manifest = model_manifest(models, features=self.features.names)
+        self._newest: tuple[int, npt.NDArray[np.float32]] | None = None
 
     def inputs(self, start: datetime, end: datetime) -> Iterator[Due]:
         """Yield all items of each model whose training cut-off lies in (start, end].
@@ -64,9 +67,15 @@ class NextVectors:
 
     def compute(self, rows: pa.RecordBatch, events: pa.RecordBatch | None) -> pa.RecordBatch:
         """Return the vectors of ``rows``."""
-        vectors = scoring_vectors(self.models.checkpoints[rows.column(_MODEL)[0].as_py()])
+        vectors = self._of_model(rows.column(_MODEL)[0].as_py())
         some = list_array(vectors[rows.column(_PLACE).to_numpy()])
         return pa.RecordBatch.from_arrays([some], names=[NEXT_VECTOR])
+
+    def _of_model(self, number: int) -> npt.NDArray[np.float32]:
+        """Return all vectors of a model; chunks of one follow each other."""
+        if self._newest is None or self._newest[0] != number:
+            self._newest = number, scoring_vectors(self.models.checkpoints[number])
+        return self._newest[1]
 
     def cost(self, rows: pa.RecordBatch) -> int:
         """Return the number of rows."""

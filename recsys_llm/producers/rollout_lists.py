@@ -14,7 +14,6 @@ from recsys_llm.producers.over_histories import OverHistories, model_manifest
 from recsys_llm.schema import CONTENT_HASH, ROLLOUT_ITEMS, ROLLOUT_SHARES, ROW_ID
 from recsys_llm.seqgan.rolling import RollingModel
 from recsys_llm.seqgan.rollout_lists import rollout_lists
-from recsys_llm.seqgan.states import states_after
 
 
 class RolloutLists(OverHistories):
@@ -45,11 +44,11 @@ class RolloutLists(OverHistories):
         assert events is not None  # inputs() always hands them over
         checkpoint = self.models.checkpoints[self.model_of(rows)]
         histories, positions = self.histories(rows, events)
-        states = states_after(checkpoint, histories, positions, filter_seen=self.filter_seen, device=self.device)
         seeds = np.array([int.from_bytes(content[:7]) for content in rows.column(CONTENT_HASH).to_pylist()])
         found = rollout_lists(
             checkpoint,
-            states,
+            histories,
+            positions,
             seeds,
             self.settings.top_n,
             samples=self.settings.rollouts.samples,

@@ -18,6 +18,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -29,12 +30,14 @@ from safetensors.torch import save as save_tensors
 
 from recsys_llm.errors import CheckpointError
 from recsys_llm.files import canonical_json, read_signed_json, replaced_directory, signed_json, write_synced
-from recsys_llm.seqgan.generator import Generator
+from recsys_llm.seqgan.generator import Generator, ItemTable
 from recsys_llm.seqgan.histories import Ints
 from recsys_llm.seqgan.vocabulary import Vocabulary
 
 FORMAT = 1
 GeneratorName = Literal["mle", "adversarial"]
+SLICES_FILE = "slices.json"
+"""Of a directory with several checkpoints; see :mod:`recsys_llm.seqgan.rolling`."""
 _MANIFEST = "manifest.json"
 _SIGNATURE = "sha256"
 _VOCABULARY = "vocabulary.json"
@@ -74,6 +77,10 @@ class Checkpoint:
         full["fingerprint"] = _sha256(canonical_json({key: full[key] for key in _IDENTITY}))
         return cls(vocabulary, counts, text, generators, full)
 
+    @cached_property
+    def _tables(self) -> dict[tuple[int, torch.device], ItemTable]:
+        return {}
+
     @property
     def fingerprint(self) -> str:
         """Hash (hex) of weights, vocabulary, text vectors, training cut-off and choice; not of time or place."""
@@ -107,6 +114,19 @@ class Checkpoint:
             raise CheckpointError(f"the checkpoint has no {name!r} generator; train with adversarial_epochs >= 1")
         return self.generators[key]
 
+    def table(self, generator: Generator) -> ItemTable:
+        """Return the items of one of the checkpoint's generators, on its device; made once, for it doesn't change."""
+        key = id(generator), generator.start.device
+        if key not in self._tables:
+            with torch.no_grad():
+                self._tables[key] = generator.item_table()
+        return self._tables[key]
+
+    @cached_property
+    def padded_text(self) -> npt.NDArray[np.float32] | None:
+        """(V + 1, dim) the text vectors, then a zero row: that of index -1."""
+        return None if self.text is None else np.concatenate([self.text, np.zeros((1, self.text.shape[1]), np.float32)])
+
     def save(self, directory: Path | str) -> None:
         """Write the checkpoint; a directory with an older one is replaced.
 
@@ -116,7 +136,7 @@ class Checkpoint:
             ``directory`` exists and is no checkpoint.
         """
         target = Path(directory)
-        if target.exists() and not (target / _MANIFEST).is_file() and (target.is_file() or any(target.iterdir())):
+        if not is_replaceable(target):
             raise CheckpointError(f"{target}: exists and is no checkpoint; name another directory")
         with replaced_directory(target) as fresh:
             for name, content in {**self._contents(), _MANIFEST: signed_json(self.manifest, key=_SIGNATURE)}.items():
@@ -161,6 +181,13 @@ class Checkpoint:
             weights = {name: value.detach().cpu().contiguous() for name, value in generator.state_dict().items()}
             contents[_file(key)] = save_tensors(weights)
         return contents
+
+
+def is_replaceable(target: Path) -> bool:
+    """Return whether a model may be written to ``target``: nothing is there, or a model is."""
+    if not target.is_dir():
+        return not target.exists()
+    return any((target / name).is_file() for name in (_MANIFEST, SLICES_FILE)) or not any(target.iterdir())
 
 
 _REMEDY = "the checkpoint is damaged: copy it again or train anew"

@@ -107,6 +107,28 @@ class Generator(nn.Module):
         """Width of a state: the LSTM's h and c, and the running means."""
         return 2 * self.lstm.hidden_size + self.skip.shape[0]
 
+    @torch.no_grad()
+    def states(self, inputs: Tensor, state: Tensor) -> Tensor:
+        """Return the state after every step, (B, T, state_dim), where :meth:`forward` returns the last.
+
+        The gates of a step depend on the outputs before it, which the LSTM gives all at once; what is left to do step
+        by step is an addition.
+        """
+        size = self.lstm.hidden_size
+        h, c, means = torch.split(state, [size, size, self.skip.shape[0]], 1)
+        hidden, _ = self.lstm(inputs, (h.unsqueeze(0).contiguous(), c.unsqueeze(0).contiguous()))
+        before = torch.cat([h.unsqueeze(1), hidden[:, :-1]], 1)
+        weights = dict(self.lstm.named_parameters())
+        gates = inputs @ weights["weight_ih_l0"].T + before @ weights["weight_hh_l0"].T
+        gates = gates + weights["bias_ih_l0"] + weights["bias_hh_l0"]
+        enter, keep, value, _ = gates.chunk(4, 2)
+        fresh, keep = enter.sigmoid() * value.tanh(), keep.sigmoid()
+        cells = torch.empty_like(hidden)
+        for step in range(hidden.shape[1]):
+            c = keep[:, step] * c + fresh[:, step]
+            cells[:, step] = c
+        return torch.cat([hidden, cells, running_means(inputs, means)], 2)
+
     def queries_of(self, states: Tensor) -> Tensor:
         """Return the queries (n, E) after the steps that led to ``states`` (n, state_dim)."""
         size = self.lstm.hidden_size

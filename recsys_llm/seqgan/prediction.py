@@ -114,7 +114,7 @@ def next_items(
     read = positions - histories.user_offsets[users] + 1
     order = np.lexsort((read, users))
     with torch.no_grad():
-        table = model.item_table()
+        table = checkpoint.table(model)
         sequences, vectors = reading_side(checkpoint, model, table, histories, item_vectors)
         queries = queries_after(model, vectors, sequences, users[order], read[order])
     rows = users[order], read[order]
@@ -147,17 +147,16 @@ def predict(
     top_n, filter_seen
         As for :func:`next_items`.
     """
-    table = model.item_table()
+    table = checkpoint.table(model)
     keep = checkpoint.filter_seen if filter_seen is None else filter_seen
     ranked = rank(queries, table, sequences, users, read, k=top_n, filter_seen=keep, rebuy=model.rebuy)
     items = ranked.items.cpu().numpy()
-    names = np.array([*checkpoint.vocabulary.item_ids, None], object)  # index -1 is None
     return NextItems(
-        item_ids=names[items],
+        item_ids=checkpoint.vocabulary.names[items],
         log_probs=ranked.log_probs.cpu().numpy(),
         lengths=(items != UNKNOWN).sum(1),
         entropy=ranked.entropy.cpu().numpy(),
-        centroid=None if checkpoint.text is None else centroids(checkpoint.text, items),
+        centroid=None if checkpoint.padded_text is None else centroids(checkpoint.padded_text, items),
         queries=_with_columns(queries, torch.ones_like(ranked.log_totals), -ranked.log_totals),
     )
 
@@ -175,7 +174,7 @@ def scoring_vectors(checkpoint: Checkpoint, *, generator: Which = "chosen") -> n
     CheckpointError
         The checkpoint has no such generator.
     """
-    table = checkpoint.generator(generator).item_table()
+    table = checkpoint.table(checkpoint.generator(generator))
     return _with_columns(table.vectors, table.bias, torch.ones_like(table.bias))
 
 
@@ -211,13 +210,12 @@ def reading_side(
     return sequences, torch.cat([table.vectors, added])
 
 
-def centroids(text: npt.NDArray[np.float32], items: Ints) -> npt.NDArray[np.float32]:
+def centroids(padded_text: npt.NDArray[np.float32], items: Ints) -> npt.NDArray[np.float32]:
     """Return the mean text vector of each row's items (-1: none), scaled to length 1; zero if none has text."""
-    padded = np.concatenate([text, np.zeros((1, text.shape[1]), np.float32)])  # index -1 is the zero vector
-    out = np.empty((len(items), text.shape[1]), np.float32)
+    out = np.empty((len(items), padded_text.shape[1]), np.float32)
     for start in range(0, len(items), ROWS):
         rows = slice(start, start + ROWS)
-        total = padded[items[rows]].sum(1)
+        total = padded_text[items[rows]].sum(1)
         norm = np.linalg.norm(total, axis=1, keepdims=True)
         out[rows] = np.divide(total, norm, out=np.zeros_like(total), where=norm > 0)
     return out

@@ -73,6 +73,28 @@ def _read_lanes(
 
 
 @torch.no_grad()
+def states_at(generator: Generator, vectors: Tensor, sequences: Sequences, users: Ints, read: Ints) -> Tensor:
+    """Return the state of user ``users[i]`` once the first ``read[i]`` groups are read, (n, state_dim).
+
+    Each user is read once, as by :func:`queries_after`, whose parameters these are.
+    """
+    out = vectors.new_empty(len(users), generator.state_dim)
+    for user in np.unique(users):
+        rows = np.flatnonzero(users == user)
+        rows = rows[np.argsort(read[rows], kind="stable")]
+        wanted, steps = read[rows], np.array([read[rows[-1]] + 1])
+        state = vectors.new_zeros(1, generator.state_dim)
+        for start in range(0, int(steps[0]), SEGMENT):
+            width = int(min(SEGMENT, steps[0] - start))
+            inputs = segment_inputs(generator, vectors, sequences, np.array([user]), steps, start, width)
+            states = generator.states(inputs, state)[0]  # (width, state_dim)
+            low, high = np.searchsorted(wanted, [start, start + width])
+            out[torch.from_numpy(rows[low:high])] = states[torch.from_numpy(wanted[low:high] - start)]
+            state = states[-1:]
+    return out
+
+
+@torch.no_grad()
 def opening_state(generator: Generator) -> Tensor:
     """Return the state before the first group of any history, (state_dim,)."""
     state: Tensor = generator(generator.start.view(1, 1, -1))[1]

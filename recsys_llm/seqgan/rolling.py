@@ -24,11 +24,9 @@ from typing import NamedTuple, Self
 
 from recsys_llm.errors import CheckpointError
 from recsys_llm.files import canonical_json, read_signed_json, signed_json, write_synced
-from recsys_llm.seqgan.checkpoint import Checkpoint
+from recsys_llm.seqgan.checkpoint import SLICES_FILE, Checkpoint
 from recsys_llm.seqgan.histories import Ints
 from recsys_llm.timestamps import MICROSECOND
-
-SLICES_FILE = "slices.json"
 
 
 class Span(NamedTuple):

@@ -13,9 +13,10 @@ from torch import Tensor
 from recsys_llm.seqgan.checkpoint import Checkpoint
 from recsys_llm.seqgan.devices import resolve_device
 from recsys_llm.seqgan.generator import Generator, ItemTable
-from recsys_llm.seqgan.histories import Ints
+from recsys_llm.seqgan.histories import Histories, Ints
+from recsys_llm.seqgan.reading import states_at
 from recsys_llm.seqgan.sampling import draw
-from recsys_llm.seqgan.states import UserStates
+from recsys_llm.seqgan.sequences import Sequences
 from recsys_llm.seqgan.stepping import Stepper
 
 _ROWS = 64
@@ -34,7 +35,8 @@ class RolloutLists(NamedTuple):
 @torch.no_grad()
 def rollout_lists(
     checkpoint: Checkpoint,
-    states: UserStates,
+    histories: Histories,
+    positions: Ints,
     seeds: Ints,
     top_n: int,
     *,
@@ -47,8 +49,8 @@ def rollout_lists(
 
     Parameters
     ----------
-    states
-        Of n histories; made with the same ``filter_seen``.
+    histories, positions
+        As for :func:`recsys_llm.seqgan.next_items`: continue what ends with each of n groups.
     seeds : int64 (n,)
         Of the random numbers of each: a row doesn't depend on the rows beside it.
     top_n
@@ -58,20 +60,23 @@ def rollout_lists(
         Leave out what the user has had; None: as the training data suggests.
     """
     model = checkpoint.generator("chosen").to(resolve_device(device)).eval()
-    table = model.item_table()
+    table = checkpoint.table(model)
+    sequences = Sequences.encode(histories, checkpoint.vocabulary)
+    users, read = sequences.read_before(positions)
+    read = read + 1
+    states = states_at(model, table.vectors, sequences, users, read)
     stepper = Stepper(model, table, reads=len(seeds) * samples * (steps - 1))
-    vectors = torch.from_numpy(states.vectors).to(table.vectors.device)
     hide = checkpoint.filter_seen if filter_seen is None else filter_seen
-    names = np.array(checkpoint.vocabulary.item_ids, object)
+    names, had = checkpoint.vocabulary.names, _Had(sequences, len(table.bias))
     items: list[list[str]] = []
     shares: list[npt.NDArray[np.float64]] = []
     for start in range(0, len(seeds), _ROWS):
         rows = slice(start, start + _ROWS)
         uniforms = np.stack([np.random.default_rng(int(seed)).random((steps, samples)) for seed in seeds[rows]])
-        drawn = _continued(model, table, stepper, vectors[rows], torch.from_numpy(uniforms).to(vectors.device))
+        drawn = _continued(model, table, stepper, states[rows], torch.from_numpy(uniforms).to(states.device))
         for row, found in enumerate(drawn.cpu().numpy(), start=start):
-            had = _had(states, row) if hide else np.zeros(0, np.int64)
-            best, share = _most_frequent(found, had, top_n)
+            seen = had.before(users[row], read[row]) if hide else None
+            best, share = _most_frequent(found, seen, top_n)
             items.append(names[best].tolist())
             shares.append(share)
     return RolloutLists(pa.array(items, pa.list_(pa.string())), pa.array(shares, pa.list_(pa.float32())))
@@ -89,18 +94,34 @@ def _continued(model: Generator, table: ItemTable, stepper: Stepper, states: Ten
     return torch.stack(drawn, 2)
 
 
-def _had(states: UserStates, row: int) -> Ints:
-    memory = states.memory
-    first, last = memory.group_offsets[memory.user_offsets[row : row + 2]]
-    return memory.items[first:last]
+class _Had:
+    """What users have had; each user's items are looked at once for all of their rows that follow each other."""
+
+    def __init__(self, sequences: Sequences, items: int) -> None:
+        self._sequences = sequences
+        self._items = items
+        self._user = -1
+        self._first: Ints = np.zeros(0, np.int64)
+
+    def before(self, user: int, read: int) -> npt.NDArray[np.bool_]:
+        """Return bool (V,): which items are in the user's first ``read`` groups."""
+        if user != self._user:
+            sequences = self._sequences
+            groups = np.arange(*sequences.user_offsets[user : user + 2])
+            items = sequences.items[sequences.group_offsets[groups[0]] : sequences.group_offsets[groups[-1] + 1]]
+            steps = np.repeat(groups - groups[0], sequences.group_sizes()[groups])
+            known = items >= 0
+            self._user, self._first = user, np.full(self._items, np.iinfo(np.int64).max)
+            self._first[items[known][::-1]] = steps[known][::-1]  # the first occurrence is assigned last
+        return np.asarray(self._first < read)
 
 
-def _most_frequent(drawn: Ints, had: Ints, count: int) -> tuple[Ints, npt.NDArray[np.float64]]:
+def _most_frequent(drawn: Ints, had: npt.NDArray[np.bool_] | None, count: int) -> tuple[Ints, npt.NDArray[np.float64]]:
     """Return the items that occur in most rows of ``drawn`` (samples, steps), and in which share of them."""
     ordered = np.sort(drawn, 1)
     is_first = np.concatenate([np.ones((len(drawn), 1), np.bool_), np.diff(ordered, axis=1) > 0], 1)
     items, times = np.unique(ordered[is_first], return_counts=True)
-    fresh = ~np.isin(items, had)
-    items, times = items[fresh], times[fresh]
+    if had is not None:
+        items, times = items[~had[items]], times[~had[items]]
     best = np.argsort(-times, kind="stable")[:count]
     return items[best], times[best] / len(drawn)

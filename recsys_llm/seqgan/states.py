@@ -1,8 +1,8 @@
-"""A user's history in bounded space, and how it goes on with each new group: O(1) in the length of the history.
+"""What a user's history comes to, and how it goes on with each new group without reading the history again.
 
-What a list of next items needs of the past is the generator's state, and a memory of items: all that the user has had
-where those are left out, the last groups where a re-buy term moves them up, and nothing otherwise. Both go on from a
-state to the next as reading the whole history again would.
+What a list of next items needs of the past is the generator's state, and a memory of items: each distinct item that the
+user has had where those are left out, the last groups where a re-buy term moves them up, and nothing otherwise. Both go
+on from a state to the next as reading the whole history again would.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def advance(
         found = f"{len(counts)} users, {int((counts == 0).sum())} of them without"
         raise IndexError(f"histories: expected groups of {len(states.newest)} users, found {found}")
     model = checkpoint.generator("chosen").to(resolve_device(device)).eval()
-    vectors = model.item_table().vectors
+    vectors = checkpoint.table(model).vectors
     sequences = Sequences.encode(histories, checkpoint.vocabulary)
     after = read_on(model, vectors, sequences, torch.from_numpy(states.vectors).to(vectors.device))
     memory = _remembered(_joined(states.memory, sequences), _span(checkpoint, model, filter_seen))
@@ -130,8 +130,15 @@ def states_after(
     ----------
     positions : int64 (n,)
         Flat group indexes, at most one of each user.
+
+    Raises
+    ------
+    IndexError
+        Two positions are of one user.
     """
     users = np.searchsorted(histories.user_offsets, positions, side="right") - 1
+    if len(np.unique(users)) < len(users):
+        raise IndexError("positions: expected at most one of each user, found several")
     first = histories.user_offsets[users]
     read = positions - first + 1
     groups = ranges(first, read)

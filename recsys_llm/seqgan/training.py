@@ -51,6 +51,8 @@ def train(
     device: str = "auto",
     progress: Callable[[TrainingProgress], None] | None = None,
     state: Path | None = None,
+    filter_seen: bool | None = None,
+    known: Checkpoint | None = None,
 ) -> Checkpoint:
     """Train a SeqGAN on the events strictly before ``until``.
 
@@ -70,6 +72,10 @@ def train(
     state
         Directory that keeps the state of each epoch of pre-training. A training that was interrupted goes on from
         there, with the result that it would have had; adversarial training begins anew. Remove it when done.
+    filter_seen
+        Whether predictions leave out what a user has had; None: where fewer than 5% of the events repeat an item.
+    known
+        Returned instead of training, if it came of the same events, item vectors and settings.
 
     Raises
     ------
@@ -81,13 +87,16 @@ def train(
     """
     config = config or SeqGANConfig()
     until = as_utc(until, name="until")
-    data = _prepare(interactions, config, until, item_vectors)
+    data = _prepare(interactions, config, until, item_vectors, filter_seen)
     target = resolve_device(device)
+    run = _run(data, config, until, target)
+    if known is not None and known.manifest.get("run") == run:
+        return known
     threads_state = torch.random.fork_rng(devices=[target] if target.type == "cuda" else [])
     with threads_state:  # the caller's random state is left alone
         torch.manual_seed(config.seed)
-        saved = None if state is None else SavedTraining(state, _run(data, config, until, target), target)
-        return _train(data, config, until, item_vectors, target, progress or _silent, saved)
+        saved = None if state is None else SavedTraining(state, run, target)
+        return _train(data, config, until, item_vectors, target, progress or _silent, run, saved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +119,7 @@ def _prepare(
     config: SeqGANConfig,
     until: datetime,
     item_vectors: ItemVectors | None,
+    filter_seen: bool | None,
 ) -> _Data:
     table = sorted_interactions(interactions)
     table = table.filter(pc.less(table[EVENT_TIMESTAMP], pa.scalar(until, table[EVENT_TIMESTAMP].type)))
@@ -133,7 +143,7 @@ def _prepare(
         train=train_part.capped(config.max_group_items, rng),
         validation=sample_groups(everything, split, to_micros(until), config.validation_groups, config.seed),
         text=None if item_vectors is None else vocabulary.aligned(item_vectors)[0],
-        filter_seen=repeat_share < REPEATS_ARE_RARE,
+        filter_seen=repeat_share < REPEATS_ARE_RARE if filter_seen is None else filter_seen,
         repeat_share=repeat_share,
         rng=rng,
     )
@@ -146,6 +156,7 @@ def _train(
     item_vectors: ItemVectors | None,
     device: torch.device,
     progress: Callable[[TrainingProgress], None],
+    run: str,
     saved: SavedTraining | None,
 ) -> Checkpoint:
     sizes = {"embedding_dim": config.embedding_dim, "hidden_dim": config.hidden_dim}
@@ -196,6 +207,7 @@ def _train(
         generators["adversarial"] = _copy(generator, counts, text, sizes)
     better = config.adversarial_epochs and results["adversarial"]["ndcg_at_10"] > results["mle"]["ndcg_at_10"]
     manifest = {
+        "run": run,
         "trained_until": until.isoformat(),
         "chosen": "adversarial" if better else "mle",
         "scores": results,
@@ -225,7 +237,8 @@ def _run(data: _Data, config: SeqGANConfig, until: datetime, device: torch.devic
     arrays = every.items, every.group_offsets, every.user_offsets, every.timestamps
     text = () if data.text is None else (data.text,)
     digest = data_digest(data.vocabulary.item_ids, *arrays, *text)
-    return run_name(config=asdict(config), until=until.isoformat(), data=digest, device=device.type)
+    settings = {"config": asdict(config), "filter_seen": data.filter_seen, "until": until.isoformat()}
+    return run_name(**settings, data=digest, device=device.type)
 
 
 def _copy(generator: Generator, counts: torch.Tensor, text: torch.Tensor | None, sizes: dict[str, Any]) -> Generator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from recsys_llm.errors import DataError
 
 UNKNOWN = -1
 """Index of an item that is not in a vocabulary."""
+FEW = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +67,15 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.item_ids)
 
+    @cached_property
+    def names(self) -> npt.NDArray[np.object_]:
+        """(V + 1,) the ids, then None: what index -1 names."""
+        return np.array([*self.item_ids, None], object)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {item: place for place, item in enumerate(self.item_ids)}
+
     def encode(self, item_ids: pa.Array) -> npt.NDArray[np.int64]:
         """Return the index of each id, int64 (n,); :data:`UNKNOWN` for others.
 
@@ -73,6 +84,9 @@ class Vocabulary:
         >>> Vocabulary(("a", "b")).encode(pa.array(["b", "z"])).tolist()
         [1, -1]
         """
+        if len(item_ids) < FEW:  # a few events of a stream: arrow would hash the whole vocabulary for each call
+            places = self._places
+            return np.array([places.get(item, UNKNOWN) for item in item_ids.to_pylist()], np.int64)
         found = pc.index_in(item_ids, value_set=pa.array(self.item_ids, pa.string()))
         indexes: npt.NDArray[np.int64] = pc.fill_null(found, UNKNOWN).to_numpy(zero_copy_only=False).astype(np.int64)
         return indexes

@@ -14,6 +14,7 @@ from recsys_llm.seqgan.rollout_lists import rollout_lists
 from recsys_llm.seqgan.states import states_after
 
 STEPS, SAMPLES = 3, 4000
+ALL = np.array([0, 1, 2])
 
 
 @pytest.fixture
@@ -50,30 +51,28 @@ def exact_shares(model, state) -> np.ndarray:
 
 
 def test_shares_are_the_probabilities_that_an_item_comes(checkpoint, histories):
-    states = states_after(checkpoint, histories, np.array([0, 1, 2]), device="cpu")
-    found = rollout_lists(checkpoint, states, np.arange(3), 4, samples=SAMPLES, steps=STEPS, device="cpu")
+    found = rollout_lists(checkpoint, histories, ALL, np.arange(3), 4, samples=SAMPLES, steps=STEPS, device="cpu")
     for row in range(3):
-        expected = exact_shares(checkpoint.generator("chosen"), torch.from_numpy(states.vectors[row : row + 1]))
+        states = states_after(checkpoint, histories, ALL[row : row + 1], device="cpu")
+        expected = exact_shares(checkpoint.generator("chosen"), torch.from_numpy(states.vectors))
         shares = dict(zip(found.items[row].as_py(), found.shares[row].as_py(), strict=True))
         np.testing.assert_allclose([shares[item] for item in "abcd"], expected, atol=4 * 0.5 / SAMPLES**0.5)
         assert list(shares.values()) == sorted(shares.values(), reverse=True)
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it(checkpoint, histories):
-    states = states_after(checkpoint, histories, np.array([0, 1, 2]), device="cpu")
-    together = rollout_lists(checkpoint, states, np.arange(3), 4, samples=20, steps=STEPS, device="cpu")
+    together = rollout_lists(checkpoint, histories, ALL, np.arange(3), 4, samples=20, steps=STEPS, device="cpu")
     for row in range(3):
-        one = states.take(np.array([row]))
-        alone = rollout_lists(checkpoint, one, np.array([row]), 4, samples=20, steps=STEPS, device="cpu")
+        one = np.array([row])
+        alone = rollout_lists(checkpoint, histories, one, one, 4, samples=20, steps=STEPS, device="cpu")
         assert alone.items[0] == together.items[row] and alone.shares[0] == together.shares[row]
-    other = rollout_lists(checkpoint, states, np.arange(3) + 9, 4, samples=20, steps=STEPS, device="cpu")
+    other = rollout_lists(checkpoint, histories, ALL, np.arange(3) + 9, 4, samples=20, steps=STEPS, device="cpu")
     assert other.shares != together.shares
 
 
 def test_items_that_the_user_has_had_are_left_out(checkpoint, histories):
-    states = states_after(checkpoint, histories, np.array([1, 2]), filter_seen=True, device="cpu")
     found = rollout_lists(
-        checkpoint, states, np.arange(2), 2, samples=SAMPLES, steps=STEPS, filter_seen=True, device="cpu"
+        checkpoint, histories, ALL[1:], np.arange(2), 2, samples=SAMPLES, steps=STEPS, filter_seen=True, device="cpu"
     )
     assert set(found.items[0].as_py()) == {"c", "d"}
     assert "c" not in found.items[1].as_py() and len(found.items[1]) == 2
