@@ -25,9 +25,10 @@ SECONDS, MIB = 0.5, 60.0
 _PROGRAM = """
 import hashlib, json, pathlib, resource, sys
 from recsys_llm import LookupClient
+from recsys_llm.timestamps import BEGINNING
 
 manifest, options, user, items, column = json.loads(sys.stdin.read())
-batch = LookupClient(manifest, redis_options=options).lookup(user, items)
+batch = LookupClient(manifest, redis_options=options, now=lambda: BEGINNING).lookup(user, items)
 found = hashlib.sha256(batch.vector(column).tobytes()).hexdigest()
 kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 status = pathlib.Path("/proc/self/status")

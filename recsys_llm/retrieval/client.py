@@ -240,12 +240,8 @@ class FeatureClient(OnlineClient):
     def refresh(self) -> None:
         """Forget what was read from the registry and the parts."""
         with self._lock:
-            self._services.clear()
-            self._provenance.clear()
-            self._lookups.clear()
             self._confirmed.clear()
-            if self._store is not None:
-                self._store.refresh_registry()
+            self._forget()
 
     def close(self) -> None:
         """Close connections that the client opened itself."""
@@ -292,12 +288,19 @@ class FeatureClient(OnlineClient):
         with self._lock:
             if name in self._confirmed:
                 return None
-            self.refresh()
+            self._forget()
             renewed = self._lookup(name)
             if renewed.service == lookup.service:
                 self._confirmed.add(name)  # it is the store that is wrong: don't read the registry at every lookup
                 return None
             return renewed
+
+    def _forget(self) -> None:
+        self._services.clear()
+        self._provenance.clear()
+        self._lookups.clear()
+        if self._store is not None:
+            self._store.refresh_registry()
 
     def _learn(self, service: Service) -> None:
         with self._lock:

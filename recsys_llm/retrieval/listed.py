@@ -52,10 +52,8 @@ def elements_at(lists: Column, rows: Rows, places: Rows, name: str) -> npt.NDArr
     """
     if isinstance(lists, Cells):
         cells = [lists.values[row] for row in rows.tolist()]
-        known, lengths = (
-            zip(*((cell is not None, len(cell or ())) for cell in cells), strict=True) if cells else ((), ())
-        )
-        _check_lengths(np.array(known, np.bool_), np.array(lengths, np.int64), places, name)
+        known = np.array([cell is not None for cell in cells], dtype=np.bool_)
+        _check_lengths(known, np.array([len(cell or ()) for cell in cells], dtype=np.int64), places, name)
         taken = [np.nan if cell is None else cell[place] for cell, place in zip(cells, places.tolist(), strict=True)]
         return np.array(taken, dtype=np.float32)
     lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)

@@ -107,7 +107,12 @@ class SqliteReader:
                 f"view {view.name}, {view.join_key}={ids[row]!r}: expected a timestamp in whole seconds in "
                 f"{self.path}, found {stamps[row]!r}; materialise the view again"
             )
-        micros = {stamp: (stamp + time.localtime(stamp).tm_gmtoff) * 1_000_000 for stamp in set(stamps) - {None}}
+        try:
+            micros = {stamp: (stamp + time.localtime(stamp).tm_gmtoff) * 1_000_000 for stamp in set(stamps) - {None}}
+        except (OverflowError, OSError, ValueError) as error:
+            raise StoreError(
+                f"view {view.name}: a timestamp in {self.path} is no time: {error}; materialise the view again"
+            ) from error
         return np.array([micros.get(stamp, NO_ROW) for stamp in stamps], dtype=np.int64)
 
 

@@ -263,6 +263,16 @@ def test_a_row_that_is_wrong_costs_one_look_at_the_registry(repository, client):
         with pytest.raises(LayoutError):
             client.lookup("u", ["i", "long"], service=EVERYTHING)
         assert refresh.call_count == 3
+        view = repository.store.get_feature_view(schema.ITEM_TEXT_EMBEDDING)
+        repository.store.registry.apply_feature_service(FeatureService(name="texts", features=[view]), "shop")
+        for service in ("texts", EVERYTHING, "texts", EVERYTHING):
+            with pytest.raises(LayoutError):
+                client.lookup("u", ["i", "long"], service=service)
+        known = refresh.call_count
+        for service in ("texts", EVERYTHING):
+            with pytest.raises(LayoutError):
+                client.lookup("u", ["i", "long"], service=service)
+        assert refresh.call_count == known
 
 
 def test_training_and_serving_give_the_same_bits(repository):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
+from datetime import timedelta
 
+import pyarrow as pa
 import pytest
+from feast.types import Float64
 
 from recsys_llm import schema
 from recsys_llm.errors import StoreError
 from recsys_llm.retrieval import FeatureClient, Status
-from tests.retrieval.feast_repository import EVERYTHING, PLAIN, Repository, hours, online_config
+from recsys_llm.timestamps import to_micros
+from tests.retrieval.feast_repository import EVERYTHING, MOOD, PLAIN, VIEWS, Repository, hours, online_config
 from tests.retrieval.online_rows import NOW, fill_online
 
 
@@ -57,6 +61,26 @@ class TestSqlite:
         )
         with pytest.raises(StoreError, match="feature n_events, item_id='i0': expected a scalar, found .* string_val"):
             client.lookup("u1", ["i0"], service=EVERYTHING)
+
+    def test_a_time_beyond_all_calendars(self, repository, client):
+        self.execute(repository, 'UPDATE "shop_item_stats" SET event_ts = ?', 2**62)
+        with pytest.raises(StoreError, match="view item_stats: a timestamp in .* is no time"):
+            client.lookup("u1", ["i0"], service=EVERYTHING)
+
+    def test_more_features_than_sqlite_joins(self, tmp_path):
+        features = {f"f{number}": (Float64, pa.float64()) for number in range(130)}
+        views = {schema.ITEM_STATS: (schema.ITEM, timedelta(0), features), MOOD: VIEWS[MOOD]}
+        services = {PLAIN: tuple(views)}
+        folder = tmp_path / "wide"
+        folder.mkdir()
+        repository = Repository(folder, online=online_config("sqlite", folder), views=views, services=services)
+        numbers = {name: float(place) for place, name in enumerate(features)}
+        repository.write_online(schema.ITEM_STATS, [{"item_id": "i", "at": hours(3), **numbers}])
+        with FeatureClient(store=repository.store, now=lambda: NOW) as client:
+            batch = client.lookup("u1", ["unknown", "i"], service=PLAIN)
+        assert [batch.scalar(f"item_stats__{name}")[1] for name in features] == list(numbers.values())
+        assert batch.status(schema.ITEM_STATS).tolist() == [Status.MISSING, Status.PRESENT]
+        assert batch.item.timestamps[schema.ITEM_STATS].tolist() == [0, to_micros(hours(3))]
 
     def test_a_time_that_feast_could_not_read_either(self, repository, client):
         self.execute(repository, 'UPDATE "shop_item_stats" SET event_ts = ?', "yesterday")
