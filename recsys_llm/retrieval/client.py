@@ -119,10 +119,10 @@ class FeatureClient:
         RetrievalError
             The offline store and the parts contradict each other.
         """
-        check_examples(examples)
+        checked = check_examples(examples)
         resolved = self._measured_again(service)
         made = parts.provenance(resolved)
-        return joined(self.store, resolved, examples, fingerprints=_fingerprints(made), bridges=_bridges(made))
+        return joined(self.store, resolved, examples, checked, fingerprints=_fingerprints(made), bridges=_bridges(made))
 
     def training_slices(
         self, examples: pd.DataFrame | Path | str, *, service: str, rows: int = 200_000

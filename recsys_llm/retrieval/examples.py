@@ -160,8 +160,17 @@ def _ids(series: pd.Series[Any], column: str) -> Ids:
                 f"examples: column {column!r}, row {_row(series, np.argmax(codes == code))}: expected str, found "
                 f"{type(value).__name__} {value!r}; use .astype(str)"
             )
-        check_id(value, name=f"examples: column {column!r}, row {_row(series, np.argmax(codes == code))}")
+        if not _is_utf8(value):
+            check_id(value, name=f"examples: column {column!r}, row {_row(series, np.argmax(codes == code))}")
     return values[codes]
+
+
+def _is_utf8(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _row(series: pd.Series[Any], position: Any) -> str:

@@ -187,10 +187,13 @@ def gather(view: View, row_ids: npt.NDArray[np.int64]) -> dict[str, Column]:
         if not len(hits):
             continue
         at = at[hits]
+        few = len(hits) < len(stored) // 2  # decoding all is faster than picking most
         np.add.at(counts, at, 1)
         places.append(at)
         for feature in wanted:
-            rows = combined(batch.column(feature.name)).take(pa.array(hits))
+            rows = combined(batch.column(feature.name))
+            if feature.kind is not Kind.VECTOR or few:
+                rows = rows.take(pa.array(hits))
             if feature.kind is not Kind.VECTOR:
                 chunks[feature.column].append(from_arrow(rows, feature.kind, name=feature.column))
                 continue
@@ -199,7 +202,7 @@ def gather(view: View, row_ids: npt.NDArray[np.int64]) -> dict[str, Column]:
             if feature.column not in vectors and values.shape[1]:
                 vectors[feature.column] = empty(feature.kind, len(row_ids) + 1, values.shape[1])
             if feature.column in vectors:
-                vectors[feature.column][at] = values
+                vectors[feature.column][at] = values if len(hits) == len(values) else values[hits]
     _check_counts(view, row_ids, counts)
     first = np.zeros(len(row_ids), dtype=np.int64)
     found = np.concatenate(places)
