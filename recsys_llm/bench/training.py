@@ -88,6 +88,15 @@ def _ours(folder: Path) -> Callable[[pd.DataFrame], Any]:
     return lambda examples: client.training_set(examples, service=SERVICE)
 
 
+def _ours_through_feast(folder: Path) -> Callable[[pd.DataFrame], Any]:
+    """Return our way as it is for other offline stores: Feast joins the row ids."""
+    from recsys_llm.retrieval import history
+
+    # This process makes one training set and ends.
+    setattr(history, "reads", lambda view: False)  # noqa: B010
+    return _ours(folder)
+
+
 def _feast(folder: Path) -> Callable[[pd.DataFrame], Any]:
     def work(examples: pd.DataFrame) -> Any:
         return _feast_job(store, examples).to_df()
@@ -142,9 +151,10 @@ def _asof(folder: Path) -> Callable[[pd.DataFrame], Any]:
     return work
 
 
-OURS = "ours"
+OURS, THROUGH_FEAST = "ours", "ours_through_feast"
 SIDES: dict[str, Callable[[Path], Callable[[pd.DataFrame], Any]]] = {
     OURS: _ours,
+    THROUGH_FEAST: _ours_through_feast,
     "feast_to_df": _feast,
     "feast_to_arrow": _feast_arrow,
     "duckdb_asof": _asof,
@@ -209,10 +219,13 @@ def _report(
     results.append({"name": "gathered_vectors_per_s", "median": rate, "runs": runs})
     ratios = np.array(seconds["feast_to_df"]) / np.array(seconds[OURS])
     ratio, share = medians["feast_to_df"] / medians[OURS], memory[OURS] / memory["feast_to_df"]
+    joined, half = medians["feast_to_df"] / medians[THROUGH_FEAST], memory[THROUGH_FEAST] / memory["feast_to_df"]
     spread = {"lowest": float(ratios.min()), "highest": float(ratios.max())}
     targets: list[dict[str, Any]] = [
         {"name": "ratio_to_feast", "target": ">= 4", "value": ratio, "met": ratio >= 4, **spread},
         {"name": "share_of_feasts_memory", "target": "<= 0.4", "value": share, "met": share <= 0.4},
+        {"name": "ratio_through_feasts_join", "target": ">= 2.5", "value": joined, "met": joined >= 2.5},
+        {"name": "share_through_feasts_join", "target": "<= 0.5", "value": half, "met": half <= 0.5},
         {"name": "gathered_vectors_per_s", "target": ">= 1e6", "value": rate, "met": rate >= 1e6},
     ]
     settings = {"rows": rows, "vectors": len(COLUMNS), "dimension": DIMENSION, "offline_store": "duckdb", "runs": runs}

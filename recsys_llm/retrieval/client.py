@@ -17,9 +17,10 @@ from recsys_llm.errors import SchemaError, ServiceError, did_you_mean
 from recsys_llm.retrieval import parts
 from recsys_llm.retrieval.blocks import EntityBlock, FeatureBatch
 from recsys_llm.retrieval.cold_start import cold_views, filled_now
-from recsys_llm.retrieval.examples import Ids, check_examples, check_id, check_ids, check_timestamps
+from recsys_llm.retrieval.contract import Checked
+from recsys_llm.retrieval.examples import Ids, check_examples, check_id, check_ids, check_timestamps, no_examples
 from recsys_llm.retrieval.joining import distinct_history, joined
-from recsys_llm.retrieval.parts import Provenance
+from recsys_llm.retrieval.parts import Provenance, bridges_of, fingerprints_of
 from recsys_llm.retrieval.service import Service, known_dimensions, resolve
 from recsys_llm.retrieval.slices import open_examples, time_slices
 from recsys_llm.retrieval.store import open_store
@@ -122,7 +123,9 @@ class FeatureClient:
         checked = check_examples(examples)
         resolved = self._measured_again(service)
         made = parts.provenance(resolved)
-        return joined(self.store, resolved, examples, checked, fingerprints=_fingerprints(made), bridges=_bridges(made))
+        return joined(
+            self.store, resolved, examples, checked, fingerprints=fingerprints_of(made), bridges=bridges_of(made)
+        )
 
     def training_slices(
         self, examples: pd.DataFrame | Path | str, *, service: str, rows: int = 200_000
@@ -135,16 +138,9 @@ class FeatureClient:
         ----------
         examples
             As in :meth:`training_set`; or the path of a parquet file, or of a folder of them, that needn't fit in
-            memory. The index of such a slice are the places of its rows in the files.
-        service
-            Feature service to read.
+            memory: the index of a slice are then the places of its rows in the files.
         rows
             Examples in a slice, 1 or more; the last one may be smaller.
-
-        Raises
-        ------
-        SchemaError, RowError, ServiceError, FingerprintError, RetrievalError
-            As :meth:`training_set`.
         """
         if rows < 1:
             raise SchemaError(f"training_slices: expected rows of 1 or more, found {rows}")
@@ -210,7 +206,7 @@ class FeatureClient:
         self._learn(resolved, user, item)
         rows_of_user = np.zeros(len(candidates), dtype=np.int64)
         return FeatureBatch(
-            service, user, item, rows_of_user, codes.astype(np.int64), _fingerprints(made), _bridges(made)
+            service, user, item, rows_of_user, codes.astype(np.int64), fingerprints_of(made), bridges_of(made)
         )
 
     async def lookup_async(
@@ -264,7 +260,7 @@ class FeatureClient:
         FingerprintError
             The service mixes vectors of two models.
         """
-        return _fingerprints(self._made(service))
+        return fingerprints_of(self._made(service))
 
     def bridges(self, service: str) -> dict[str, str]:
         """Return the fingerprint that each bridged view stands in for; see :class:`FeatureBatch`.
@@ -274,7 +270,19 @@ class FeatureClient:
         FingerprintError
             The service mixes vectors of two models.
         """
-        return _bridges(self._made(service))
+        return bridges_of(self._made(service))
+
+    def check(self, model: Checked, *, service: str | None = None) -> None:
+        """Refuse a model, such as a ranker, that was trained on other features than a service has now; reads no row.
+
+        ``service`` None: the one that the model was trained on.
+
+        Raises
+        ------
+        FingerprintError, ServiceError
+            A view has another fingerprint, or a feature is missing or of another type; the message names each.
+        """
+        model.check(self.training_set(no_examples(), service=service or model.service))
 
     def resolve(self, service: str) -> Service:
         """Return what a feature service asks for, read from the registry once.
@@ -340,11 +348,3 @@ class FeatureClient:
             if self._reader is None:
                 self._reader = open_reader(self.store)
             return self._reader
-
-
-def _fingerprints(made: dict[str, Provenance]) -> dict[str, str | None]:
-    return {view: found.fingerprint for view, found in made.items()}
-
-
-def _bridges(made: dict[str, Provenance]) -> dict[str, str]:
-    return {view: found.bridges for view, found in made.items() if found.bridges is not None}

@@ -121,6 +121,12 @@ def check_examples(examples: Any) -> tuple[Ids, Ids, Micros]:
     )
 
 
+def no_examples() -> pd.DataFrame:
+    """Return a frame of no examples, with the columns of some."""
+    columns = {name: pd.Series([], dtype=object) for name in (USER_ID, ITEM_ID)}
+    return pd.DataFrame({**columns, EVENT_TIMESTAMP: pd.Series([], dtype="datetime64[us, UTC]")})
+
+
 def check_segments(examples: pd.DataFrame) -> Ids | None:
     """Return the segment of each example's user as object (n,) of str or None; None without such a column.
 

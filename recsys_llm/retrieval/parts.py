@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,16 @@ class Provenance(NamedTuple):
     """Of a view whose vectors were mapped into an older model's space: the fingerprint that the older view has."""
     bridged_encoder: str | None = None
     sequence_model: str | None = None
+
+
+def fingerprints_of(made: Mapping[str, Provenance]) -> dict[str, str | None]:
+    """Return the fingerprint of the model behind each view; None where its parts don't tell."""
+    return {view: found.fingerprint for view, found in made.items()}
+
+
+def bridges_of(made: Mapping[str, Provenance]) -> dict[str, str]:
+    """Return the fingerprint that each bridged view stands in for."""
+    return {view: found.bridges for view, found in made.items() if found.bridges is not None}
 
 
 def files(view: View) -> list[Path]:
