@@ -34,9 +34,11 @@ def reads(view: View) -> bool:
     if not files:
         return False
     schema = _dataset(view).schema
+    types = dict(zip(schema.names, schema.types, strict=True))
     source = view.definition.batch_source
     stamps = [name for name in (source.timestamp_field, source.created_timestamp_column) if name]
-    return schema.field(view.join_key).type == pa.string() and all(_is_exact(schema.field(n).type) for n in stamps)
+    known = all(feature.name in types for feature in view.features)
+    return known and types.get(view.join_key) == pa.string() and all(_is_exact(types.get(name)) for name in stamps)
 
 
 def columns_as_of(
@@ -124,8 +126,8 @@ def _dataset(view: View) -> Any:
 
 
 def _is_exact(kind: Any) -> bool:
-    """Whether times of a type are whole microseconds."""
-    return bool(pa.types.is_timestamp(kind) and kind.unit != "ns")
+    """Whether a column of a type, None for none, holds times in whole microseconds."""
+    return kind is not None and bool(pa.types.is_timestamp(kind) and kind.unit != "ns")
 
 
 def _micros(column: Any) -> npt.NDArray[np.int64]:
