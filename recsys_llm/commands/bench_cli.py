@@ -66,6 +66,21 @@ def materialize(
 
 
 @app.command()
+def training(
+    rows: Annotated[int, typer.Option(min=1, help="Examples.")] = 200_000,
+    runs: Annotated[int, typer.Option(min=1, help="Of each side, in turns.")] = 3,
+    json_file: JsonFile = None,
+) -> None:
+    """Time a training set with two 384-d vectors against plain Feast and a hand-written DuckDB ASOF join.
+
+    Example: recsys-llm bench training --rows 200000 --json training.json
+    """
+    from recsys_llm.bench.training import bench_training
+
+    _finish(bench_training(rows=rows, runs=runs), json_file)
+
+
+@app.command()
 def text(
     model: Annotated[str, typer.Option(help="A directory, a package with weights, or a hub id.")] = DEFAULT_ENCODER,
     texts: Annotated[Optional[Path], typer.Option(help="UTF-8 file, one text a line; by default made-up ones.")] = None,  # noqa: UP045

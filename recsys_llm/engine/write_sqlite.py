@@ -78,6 +78,12 @@ class SqliteWriter:
             marks = ", ".join("?" * len(some))
             query = f"SELECT entity_key, MAX(event_ts) FROM {self._table} WHERE entity_key IN ({marks}) GROUP BY 1"
             found.update(connection.execute(query, some))
+        text = next((stamp for stamp in found.values() if isinstance(stamp, str)), None)
+        if text is not None:
+            raise StoreError(
+                f"view {self._view.name}: expected times in whole seconds in {self._path}, found {text!r}, which Feast "
+                f"can't read either; delete those rows from {self._table}, then materialise again"
+            )
         return found
 
     def _records(

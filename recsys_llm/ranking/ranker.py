@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from recsys_llm.ranking.inputs import RankerInputs
 from recsys_llm.ranking.model import DCN, DCNConfig
 from recsys_llm.ranking.training import Epoch, RankerConfig, Targets, best_epoch, fit_network
 from recsys_llm.retrieval.blocks import FeatureBatch
+from recsys_llm.retrieval.contract import feature_types, type_differences
 from recsys_llm.retrieval.training import TrainingSet
 from recsys_llm.schema import EVENT_TIMESTAMP, ITEM_STATS, USER_STATS, family
 from recsys_llm.timestamps import MICROSECOND, from_micros, to_micros
@@ -57,6 +58,9 @@ class Ranker:
     manifest
         JSON values: ``columns``, ``defaults`` (what stands for a missing value, in the column's own unit), ``config``,
         ``groups``, ``examples_until`` (microseconds), ``losses`` (training and validation by epoch), ``best_epoch``.
+    features
+        Full name to type (:func:`recsys_llm.retrieval.contract.feature_types`) of the features in the views that it
+        reads, in the order of the service.
     """
 
     service: str
@@ -65,6 +69,7 @@ class Ranker:
     inputs: RankerInputs
     network: DCN
     manifest: Mapping[str, Any]
+    features: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def fit(
@@ -121,14 +126,16 @@ class Ranker:
         if not len(kept):
             raise TrainingError("ranker: expected a column with two different values, found none; check the features")
         columns = tuple(inputs.names[column] for column in kept)
+        views = _views(training, inputs)
         network, course = fit_network(np.ascontiguousarray(table[:, kept]), targets, config, progress=progress)
         return cls(
             service=training.service,
             columns=columns,
-            fingerprints={view: training.fingerprints.get(view) for view in _views(training, inputs)},
+            fingerprints={view: training.fingerprints.get(view) for view in views},
             inputs=inputs,
             network=network,
             manifest=_manifest(network, columns, config, course, targets),
+            features={name: kind for name, kind in feature_types(training).items() if name.split("__")[0] in views},
         )
 
     @property
@@ -141,7 +148,7 @@ class Ranker:
         return dataclasses.replace(self, inputs=RankerInputs(cooccurrence, self.inputs.pairwise))
 
     def check(self, batch: FeatureBatch) -> None:
-        """Refuse a batch whose features don't come from the models that the ranker was trained on.
+        """Refuse a batch whose features are not those that the ranker was trained on, naming each difference.
 
         A view that is bridged to the very view that the ranker was trained on stands in for it (``batch.bridges``). A
         fingerprint that is not known on one side (None) can't be compared and passes.
@@ -151,20 +158,38 @@ class Ranker:
         FingerprintError
             A view has another fingerprint; the message names both.
         ServiceError
-            The batch lacks a view or a feature.
+            The batch lacks a view or a feature, or has a feature of another type.
         """
+        found = self._differences(batch)
+        if not found:
+            return
+        kinds = [type(error) for error in found]
+        kind = FingerprintError if FingerprintError in kinds else ServiceError
+        raise kind("; ".join(str(error) for error in found))
+
+    def _differences(self, batch: FeatureBatch) -> list[FingerprintError | ServiceError]:
         views = {column.split("__")[0] for column in batch.columns}
+        stand_ins: dict[str, str] = {}
+        found: list[FingerprintError | ServiceError] = []
         for view, trained in self.fingerprints.items():
-            if view not in views:
-                if trained is None or trained not in {batch.bridges.get(other) for other in views}:
-                    raise self._lacking(view, batch, views)
-                continue
-            found = batch.fingerprints.get(view)
-            if trained is not None and found is not None and trained != found:
-                raise FingerprintError(
-                    f"view {view}: the ranker was trained on {trained}, the batch holds {found}; train the ranker "
-                    "again, or read the version of the view that it was trained on"
-                )
+            actual = batch.fingerprints.get(view)
+            bridged = [other for other in views if trained is not None and batch.bridges.get(other) == trained]
+            if view in views:
+                stand_ins[view] = view
+                if trained is not None and actual is not None and trained != actual:
+                    found.append(
+                        FingerprintError(
+                            f"view {view}: the ranker was trained on {trained}, the batch holds {actual}; train the "
+                            "ranker again, or read the version of the view that it was trained on"
+                        )
+                    )
+            elif bridged:
+                stand_ins[view] = bridged[0]
+            else:
+                found.append(self._lacking(view, batch, views))
+        compared = {name: kind for name, kind in self.features.items() if name.split("__")[0] in stand_ins}
+        found += [ServiceError(text) for text in type_differences(compared, feature_types(batch), stand_ins)]
+        return found
 
     def _lacking(self, view: str, batch: FeatureBatch, views: set[str]) -> FingerprintError | ServiceError:
         """Return the error for a view that the batch doesn't have: another version of it, or nothing like it."""
@@ -212,6 +237,7 @@ class Ranker:
             "dtype": "float32",
             "pairwise": list(self.inputs.pairwise),
             "fingerprints": dict(self.fingerprints),
+            "features": [list(pair) for pair in self.features.items()],
             "network": dataclasses.asdict(self.network.config),
             "manifest": dict(self.manifest),
             "cooccurrence": counted,
@@ -244,7 +270,10 @@ class Ranker:
             shape = facts["network"] | {"deep": tuple(facts["network"]["deep"])}
             network = DCN(weights["mean"].numpy(), weights["std"].numpy(), DCNConfig(**shape))
             network.load_state_dict(weights)
-            return cls(facts["service"], columns, facts["fingerprints"], inputs, network.eval(), facts["manifest"])
+            features = dict(facts.get("features", ()))  # rankers of earlier versions don't tell
+            return cls(
+                facts["service"], columns, facts["fingerprints"], inputs, network.eval(), facts["manifest"], features
+            )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{directory}: expected a ranker, found {error!r}; train it again") from None
 

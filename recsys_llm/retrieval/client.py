@@ -15,14 +15,15 @@ from recsys_llm.errors import SchemaError, ServiceError, did_you_mean
 from recsys_llm.retrieval import parts
 from recsys_llm.retrieval.blocks import EntityBlock
 from recsys_llm.retrieval.caches import ItemCaches
-from recsys_llm.retrieval.examples import Ids, check_examples, check_ids, check_timestamps
+from recsys_llm.retrieval.contract import Checked
+from recsys_llm.retrieval.examples import Ids, check_examples, check_ids, check_timestamps, no_examples
 from recsys_llm.retrieval.item_cache import CacheSettings, CacheStats
 from recsys_llm.retrieval.joining import distinct_history, joined
 from recsys_llm.retrieval.lookup import Lookup
 from recsys_llm.retrieval.online import OnlineReader
 from recsys_llm.retrieval.online_client import OnlineClient
 from recsys_llm.retrieval.online_emptied import checked_reader, unchecked
-from recsys_llm.retrieval.parts import Provenance
+from recsys_llm.retrieval.parts import Provenance, bridges_of, fingerprints_of
 from recsys_llm.retrieval.service import Service, resolve
 from recsys_llm.retrieval.slices import open_examples, time_slices
 from recsys_llm.retrieval.store import open_store
@@ -126,11 +127,11 @@ class FeatureClient(OnlineClient):
         RetrievalError
             The offline store and the parts contradict each other.
         """
-        check_examples(examples)
+        checked = check_examples(examples)
         resolved = self._measured_again(service)
         made = parts.provenance(resolved)
         return joined(
-            self.store, resolved, examples, fingerprints=parts.fingerprints(made), bridges=parts.bridges(made)
+            self.store, resolved, examples, checked, fingerprints=fingerprints_of(made), bridges=bridges_of(made)
         )
 
     def training_slices(
@@ -144,16 +145,9 @@ class FeatureClient(OnlineClient):
         ----------
         examples
             As in :meth:`training_set`; or the path of a parquet file, or of a folder of them, that needn't fit in
-            memory. The index of such a slice are the places of its rows in the files.
-        service
-            Feature service to read.
+            memory: the index of a slice are then the places of its rows in the files.
         rows
             Examples in a slice, 1 or more; the last one may be smaller.
-
-        Raises
-        ------
-        SchemaError, RowError, ServiceError, FingerprintError, RetrievalError
-            As :meth:`training_set`.
         """
         if rows < 1:
             raise SchemaError(f"training_slices: expected rows of 1 or more, found {rows}")
@@ -205,7 +199,7 @@ class FeatureClient(OnlineClient):
         FingerprintError
             The service mixes vectors of two models.
         """
-        return parts.fingerprints(self._made(service))
+        return fingerprints_of(self._made(service))
 
     def bridges(self, service: str) -> dict[str, str]:
         """Return the fingerprint that each bridged view stands in for; see :class:`FeatureBatch`.
@@ -215,7 +209,19 @@ class FeatureClient(OnlineClient):
         FingerprintError
             The service mixes vectors of two models.
         """
-        return parts.bridges(self._made(service))
+        return bridges_of(self._made(service))
+
+    def check(self, model: Checked, *, service: str | None = None) -> None:
+        """Refuse a model, such as a ranker, that was trained on other features than a service has now; reads no row.
+
+        ``service`` None: the one that the model was trained on.
+
+        Raises
+        ------
+        FingerprintError, ServiceError
+            A view has another fingerprint, or a feature is missing or of another type; the message names each.
+        """
+        model.check(self.training_set(no_examples(), service=service or model.service))
 
     def resolve(self, service: str | None) -> Service:
         """Return what a feature service asks for, read from the registry once; once more if it isn't there.
@@ -274,12 +280,12 @@ class FeatureClient(OnlineClient):
             resolved = self.resolve(service)
             if resolved.name not in self._lookups:
                 made = self._made(resolved.name)
-                fingerprints, reader = parts.fingerprints(made), self._online()
+                fingerprints, reader = fingerprints_of(made), self._online()
                 cache = None
                 if self._caches is not None:
                     cache = self._caches.of(resolved, unchecked(reader), fingerprints)
                 self._lookups[resolved.name] = Lookup(
-                    resolved, reader, self._now, fingerprints, parts.bridges(made), self._learn, cache
+                    resolved, reader, self._now, fingerprints, bridges_of(made), self._learn, cache
                 )
             return self._lookups[resolved.name]
 

@@ -109,7 +109,11 @@ def _vectors(array: Any, *, name: str, dimension: int | None) -> npt.NDArray[np.
             f"{name}: expected vectors of length {dimension}, found one of length {int(lengths[wrong[0]])}; "
             "vectors of two models don't belong in one view: use a view of a new version"
         )
-    values = array.flatten().cast(pa.float32(), safe=False).fill_null(float("nan")).to_numpy(zero_copy_only=False)
+    flat = array.flatten().cast(pa.float32(), safe=False)
+    values = (flat.fill_null(float("nan")) if flat.null_count else flat).to_numpy(zero_copy_only=False)
+    if known.all():
+        filled: npt.NDArray[np.float32] = values.reshape(len(lengths), dimension)
+        return filled
     vectors = np.full((len(array), dimension), np.nan, dtype=np.float32)
     vectors[known] = values.reshape(len(lengths), dimension)
     return vectors

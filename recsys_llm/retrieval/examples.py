@@ -83,6 +83,12 @@ def check_examples(examples: Any) -> tuple[Ids, Ids, Micros]:
     )
 
 
+def no_examples() -> pd.DataFrame:
+    """Return a frame of no examples, with the columns of some."""
+    columns = {name: pd.Series([], dtype=object) for name in (USER_ID, ITEM_ID)}
+    return pd.DataFrame({**columns, EVENT_TIMESTAMP: pd.Series([], dtype="datetime64[us, UTC]")})
+
+
 def check_segments(examples: pd.DataFrame) -> Ids | None:
     """Return the segment of each example's user as object (n,) of str or None; None without such a column.
 
@@ -122,8 +128,17 @@ def _ids(series: pd.Series[Any], column: str) -> Ids:
                 f"examples: column {column!r}, row {_row(series, np.argmax(codes == code))}: expected str, found "
                 f"{type(value).__name__} {value!r}; use .astype(str)"
             )
-        check_id(value, name=f"examples: column {column!r}, row {_row(series, np.argmax(codes == code))}")
+        if not _is_utf8(value):
+            check_id(value, name=f"examples: column {column!r}, row {_row(series, np.argmax(codes == code))}")
     return values[codes]
+
+
+def _is_utf8(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _row(series: pd.Series[Any], position: Any) -> str:

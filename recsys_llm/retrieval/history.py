@@ -1,7 +1,8 @@
-"""Features of one entity as of given times, by Feast's point-in-time join.
+"""Features of one entity as of given times, by a point-in-time join.
 
-Feast joins numbers, strings and row ids; vectors and lists are read from the parts afterwards, each stored row once.
-Views without row ids, or stored elsewhere than in local parquet files, have Feast join the lists themselves.
+Numbers, strings and row ids are joined; vectors and lists are read from the parts afterwards, each stored row once.
+Parquet parts of this machine are joined here (:mod:`recsys_llm.retrieval.as_of`); all else by Feast, which also joins
+lists where rows have no ids.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from recsys_llm.errors import RetrievalError
 from recsys_llm.retrieval import parts
+from recsys_llm.retrieval.as_of import columns_as_of, reads
 from recsys_llm.retrieval.blocks import EntityBlock, Status
 from recsys_llm.retrieval.columns import ARROW_TYPES, Column, Columns, Kind, Rows, Stored, combined, empty, from_arrow
 from recsys_llm.retrieval.service import Feature, View
@@ -85,7 +87,7 @@ def history(
     """
     if len(ids):
         _check_materialised(views)
-    joined = _join(store, views, entity, ids, micros, join_rows) if len(views) and len(ids) else None
+    joined = _join(store, views, entity, ids, micros, join_rows) if len(ids) else None
     plain: dict[str, Column] = {}
     shared: dict[str, Stored] = {}
     status: dict[str, npt.NDArray[np.uint8]] = {}
@@ -124,7 +126,24 @@ def _join(
     micros: npt.NDArray[np.int64],
     join_rows: int,
 ) -> dict[str, Any]:
-    """Ask Feast, and return its columns (pyarrow arrays, null where nothing was joined) in the order of ``ids``."""
+    """Return columns of all views (pyarrow arrays, null where nothing was joined) in the order of ``ids``."""
+    direct = [view for view in views if reads(view)]
+    others = [view for view in views if view not in direct]
+    found = _join_by_feast(store, others, entity, ids, micros, join_rows) if others else {}
+    for view in direct:
+        found |= columns_as_of(view, _joined(view), ids, micros)
+    return found
+
+
+def _join_by_feast(
+    store: feast.FeatureStore,
+    views: Sequence[View],
+    entity: str,
+    ids: npt.NDArray[np.object_],
+    micros: npt.NDArray[np.int64],
+    join_rows: int,
+) -> dict[str, Any]:
+    """Ask Feast for what :func:`_join` returns."""
     frame = pd.DataFrame(
         {
             JOIN_KEYS[entity]: ids,
@@ -170,7 +189,7 @@ def _gathered(view: View, joined: dict[str, Any] | None, n: int) -> tuple[Rows, 
         return np.zeros(n, dtype=np.int64), parts.gather(view, np.empty(0, dtype=np.int64))
     joined_ids = joined[feature_column(view.name, ROW_ID)]
     known = joined_ids.is_valid().to_numpy(zero_copy_only=False)
-    distinct, inverse = np.unique(joined_ids.drop_null().to_numpy(zero_copy_only=False), return_inverse=True)
+    inverse, distinct = pd.factorize(joined_ids.drop_null().to_numpy(zero_copy_only=False), sort=True)
     rows = np.full(n, len(distinct), dtype=np.int64)
     rows[known] = inverse
     return rows, parts.gather(view, distinct.astype(np.int64))

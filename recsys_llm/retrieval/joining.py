@@ -10,7 +10,7 @@ from recsys_llm.errors import SchemaError
 from recsys_llm.retrieval.blocks import EntityBlock
 from recsys_llm.retrieval.cold_start import segments_of, user_history
 from recsys_llm.retrieval.columns import Rows
-from recsys_llm.retrieval.examples import Ids, Micros, check_examples
+from recsys_llm.retrieval.examples import Ids, Micros
 from recsys_llm.retrieval.history import distinct_pairs, history
 from recsys_llm.retrieval.service import Service
 from recsys_llm.retrieval.training import TrainingSet
@@ -21,13 +21,17 @@ if TYPE_CHECKING:
     import feast
 
 
-def joined(store: feast.FeatureStore, service: Service, examples: pd.DataFrame, **known: Any) -> TrainingSet:
+def joined(
+    store: feast.FeatureStore, service: Service, examples: pd.DataFrame, checked: tuple[Ids, Ids, Micros], **known: Any
+) -> TrainingSet:
     """Join each example to the newest features at or before its time.
 
     Parameters
     ----------
     examples : n rows
         See :meth:`recsys_llm.retrieval.client.FeatureClient.training_set`.
+    checked
+        User ids, item ids and times of the examples.
     **known
         ``fingerprints`` and ``bridges`` of the service's views.
 
@@ -36,7 +40,7 @@ def joined(store: feast.FeatureStore, service: Service, examples: pd.DataFrame, 
     SchemaError, RowError, RetrievalError
         See :meth:`recsys_llm.retrieval.client.FeatureClient.training_set`.
     """
-    user_ids, item_ids, micros = check_examples(examples)
+    user_ids, item_ids, micros = checked
     taken = {feature.column for view in service.views for feature in view.features}
     for column in examples.columns:
         if column in taken:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,16 @@ class Provenance(NamedTuple):
     """Of a view whose vectors were mapped into an older model's space: the fingerprint that the older view has."""
     bridged_encoder: str | None = None
     sequence_model: str | None = None
+
+
+def fingerprints_of(made: Mapping[str, Provenance]) -> dict[str, str | None]:
+    """Return the fingerprint of the model behind each view; None where its parts don't tell."""
+    return {view: found.fingerprint for view, found in made.items()}
+
+
+def bridges_of(made: Mapping[str, Provenance]) -> dict[str, str]:
+    """Return the fingerprint that each bridged view stands in for."""
+    return {view: found.bridges for view, found in made.items() if found.bridges is not None}
 
 
 def files(view: View) -> list[Path]:
@@ -181,10 +191,13 @@ def gather(view: View, row_ids: npt.NDArray[np.int64]) -> dict[str, Column]:
         if not len(hits):
             continue
         at = at[hits]
+        few = len(hits) < len(stored) // 2  # decoding all is faster than picking most
         np.add.at(counts, at, 1)
         places.append(at)
         for feature in wanted:
-            rows = combined(batch.column(feature.name)).take(pa.array(hits))
+            rows = combined(batch.column(feature.name))
+            if feature.kind is not Kind.VECTOR or few:
+                rows = rows.take(pa.array(hits))
             if feature.kind is not Kind.VECTOR:
                 chunks[feature.column].append(from_arrow(rows, feature.kind, name=feature.column))
                 continue
@@ -193,7 +206,7 @@ def gather(view: View, row_ids: npt.NDArray[np.int64]) -> dict[str, Column]:
             if feature.column not in vectors and values.shape[1]:
                 vectors[feature.column] = empty(feature.kind, len(row_ids) + 1, values.shape[1])
             if feature.column in vectors:
-                vectors[feature.column][at] = values
+                vectors[feature.column][at] = values if len(hits) == len(values) else values[hits]
     _check_counts(view, row_ids, counts)
     first = np.zeros(len(row_ids), dtype=np.int64)
     found = np.concatenate(places)
@@ -235,13 +248,3 @@ def _check_counts(view: View, row_ids: npt.NDArray[np.int64], counts: npt.NDArra
                 f"view {view.name}: two different rows share {ROW_ID}={row[ROW_ID]}, one of them of "
                 f"{view.join_key}={row[view.join_key]!r}; a row id must name one stored row: recompute the view"
             )
-
-
-def fingerprints(made: dict[str, Provenance]) -> dict[str, str | None]:
-    """Return the fingerprint behind each view."""
-    return {view: found.fingerprint for view, found in made.items()}
-
-
-def bridges(made: dict[str, Provenance]) -> dict[str, str]:
-    """Return the fingerprint that each bridged view stands in for."""
-    return {view: found.bridges for view, found in made.items() if found.bridges is not None}

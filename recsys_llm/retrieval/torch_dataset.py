@@ -86,10 +86,17 @@ class ExampleDataset(Dataset[Batch]):
         ----------
         directory
             Where the files go, and stay; None: a temporary folder, gone with the dataset.
+
+        Raises
+        ------
+        RetrievalError
+            The folder holds arrays already, which another dataset may have mapped.
         """
         temporary = directory is None
         folder = Path(tempfile.mkdtemp(prefix="recsys_llm_examples_")) if directory is None else Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.glob("*.npy")):
+            raise RetrievalError(f"dataset: expected a folder without arrays, found some in {folder}; name another one")
         files: dict[int, MappedArray] = {}
 
         def stored(array: Array) -> Array | MappedArray:

@@ -196,6 +196,16 @@ def test_a_sqlite_store_without_the_table_is_an_error(places):
         place.publish(pair(1, hours(1)))
 
 
+def test_a_time_that_feast_cannot_read_is_named(places):
+    place = places("sqlite")
+    place.publish(pair(1, hours(1)))
+    with sqlite3.connect(place.repository.folder / "data/online.db") as connection:
+        connection.execute(f"UPDATE {place.project}_{PAIR} SET event_ts = '2024-01-01 00:00:00'")
+    connection.close()
+    with pytest.raises(StoreError, match="view pair: expected times in whole seconds .* found '2024-01-01 00:00:00'"):
+        place.publish(pair(2, hours(2)))
+
+
 def test_a_locked_sqlite_store_is_waited_for_and_then_an_error(places, monkeypatch):
     place = places("sqlite")
     monkeypatch.setattr(write_sqlite, "WAIT_SECONDS", 0.05)

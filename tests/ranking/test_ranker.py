@@ -250,3 +250,33 @@ def test_fit_refusals(trained):
     assert len(empty) == 0
     with pytest.raises(TrainingError, match="found none"):
         Ranker.fit(replace(training, examples=pd.DataFrame(training.examples.iloc[:0])), counted, QUICK)
+
+
+def without(block, name):
+    return replace(block, columns={column: values for column, values in block.columns.items() if column != name})
+
+
+def test_check_names_every_difference(trained, tmp_path):
+    training, _, ranker = trained
+    ranker.save(tmp_path / "ranker")
+    loaded = Ranker.load(tmp_path / "ranker")
+    assert list(loaded.features.items()) == list(ranker.features.items())
+    assert loaded.features["user_stats__recent_items"] == "list of string"
+    assert loaded.features["item_stats__category"] == "text"
+    assert loaded.manifest["defaults"].keys() == set(loaded.columns) == set(loaded.manifest["columns"])
+    loaded.check(training)
+    user, item = without(training.user, "user_stats__n_events"), without(training.item, "item_stats__price")
+    columns = dict(item.columns) | {"item_stats__category": np.zeros(len(item), np.float32)}
+    fingerprints = {"item_stats": "other", "user_stats": "fu"}
+    other = replace(training, user=user, item=replace(item, columns=columns), fingerprints=fingerprints)
+    with pytest.raises(FingerprintError) as refused:
+        loaded.check(other)
+    for message in (
+        "view item_stats: the ranker was trained on fi, the batch holds other",
+        "user_stats__n_events: expected number, found none; did you mean 'item_stats__n_events'",
+        "item_stats__price: expected number, found none",
+        "item_stats__category: expected text, found number",
+    ):
+        assert message in str(refused.value)
+    with pytest.raises(ServiceError, match="^item_stats__price: expected number, found none; [^;]*$"):
+        loaded.check(replace(training, item=item))

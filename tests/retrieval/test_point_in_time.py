@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import timedelta
 
 import numpy as np
@@ -11,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recsys_llm import schema
+from recsys_llm.retrieval import FeatureClient
 from tests.retrieval.feast_repository import DIMENSION, EVERYTHING, MOOD, PLAIN, VIEWS, cell, examples, hours
+from tests.retrieval.postgres_repository import PostgresRepository
 
 pytestmark = pytest.mark.usefixtures("nothing_stored")
 
@@ -66,22 +69,44 @@ def check_against_oracle(frame, stored, asked):
                 )
 
 
-@settings(
-    max_examples=170, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
-)
-@given(data=st.data())
-def test_every_example_sees_what_the_definition_says(data, repository, client):
-    service = data.draw(st.sampled_from([PLAIN, EVERYTHING]))
-    stored = {view: data.draw(stored_rows(view)) for view in SERVICES[service]}
-    asked = data.draw(
-        st.lists(st.tuples(st.sampled_from([*USERS, "nobody"]), st.sampled_from(ITEMS), ASKED_TIMES), max_size=12)
-    )
-    for view, rows in stored.items():  # a view's rows lie in two parts, in any order
-        repository.write(view, rows[::2])
-        repository.write(view, rows[1::2], part="part-1")
-    frame = client.training_set(examples(*asked), service=service).to_pandas()
-    assert len(frame) == len(asked)
-    check_against_oracle(frame, stored, asked)
+@pytest.fixture(scope="module", params=["parts", "parts through Feast's join", "postgres"])
+def offline(request, tmp_path_factory):
+    """Return a repository, its client, and whether all of its views are joined by Feast."""
+    if request.param != "postgres":
+        yield request.getfixturevalue("repository"), request.getfixturevalue("client"), "join" in request.param
+        return
+    url = request.getfixturevalue("postgres_url")
+    with (
+        contextlib.closing(PostgresRepository(tmp_path_factory.mktemp("postgres"), url)) as made,
+        FeatureClient(store=made.store) as over_postgres,
+    ):
+        yield made, over_postgres, True
+
+
+def test_every_example_sees_what_the_definition_says(offline, monkeypatch):
+    repository, client, by_feast = offline
+    if by_feast:
+        monkeypatch.setattr("recsys_llm.retrieval.history.reads", lambda view: False)
+    compared = 0
+
+    @settings(max_examples=70 if by_feast else 200, deadline=None, derandomize=True)
+    @given(data=st.data())
+    def check(data):
+        nonlocal compared
+        service = data.draw(st.sampled_from([PLAIN, EVERYTHING]))
+        stored = {view: data.draw(stored_rows(view)) for view in SERVICES[service]}
+        one = st.tuples(st.sampled_from([*USERS, "nobody"]), st.sampled_from(ITEMS), ASKED_TIMES)
+        asked = data.draw(st.lists(one, min_size=8, max_size=14))
+        for view, rows in stored.items():  # a view's rows lie in two parts, in any order
+            repository.write(view, rows[::2])
+            repository.write(view, rows[1::2], part="part-1")
+        frame = client.training_set(examples(*asked), service=service).to_pandas()
+        assert len(frame) == len(asked)
+        check_against_oracle(frame, stored, asked)
+        compared += len(asked)
+
+    check()
+    assert compared >= 500
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)

@@ -75,6 +75,8 @@ def test_spawned_processes_are_sent_paths_only(training, tmp_path):
     loader = DataLoader(dataset, batch_size=16, num_workers=1, collate_fn=_whole, multiprocessing_context="spawn")
     check_same(batches_of(loader), batches_of(training.loader(16)))
     assert files == sorted((tmp_path / "arrays").glob("*.npy"))
+    with pytest.raises(RetrievalError, match="expected a folder without arrays, found some in"):
+        training.dataset(directory=tmp_path / "arrays")
 
 
 def test_the_temporary_files_go_with_the_loader(training, tmp_path, monkeypatch):
@@ -103,7 +105,7 @@ def test_batches_are_pinned_where_there_is_a_gpu(training):
 
 
 def test_mapping_nothing(tmp_path):
-    empty = ExampleDataset(0, {"a": (np.empty((0, 3), np.float32), None)}).mapped(tmp_path)
+    empty = ExampleDataset(0, {"a": (np.empty((0, 3), np.float32), None)}).mapped(tmp_path / "new")
     assert len(pickle.loads(pickle.dumps(empty))) == 0
     assert empty.__getitems__([])["a"].shape == (0, 3)
 
