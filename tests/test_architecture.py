@@ -13,7 +13,7 @@ import recsys_llm
 
 PACKAGE = Path(recsys_llm.__file__).parent
 
-BASE = {"errors", "files", "schema", "timestamps", "config", "bootstrap", "storage"}
+BASE = {"errors", "files", "schema", "timestamps", "config", "bootstrap", "storage", "registry_guard"}
 WRITE = {"sources", "text", "seqgan", "producers", "engine"}
 READ = {"retrieval", "ranking"}
 TOP = {"commands", "bench", "cli", "cli_options"}
@@ -26,6 +26,7 @@ ALLOWED = {
     "config": {"errors", "schema", "timestamps"},
     "bootstrap": {"errors"},
     "storage": {"errors", "schema"},
+    "registry_guard": {"errors", "schema"},
     "stores": BASE,
     "sources": BASE,
     "text": BASE,
