@@ -3,6 +3,7 @@
 ::
 
     RecsysLLMError
+    ├── UnsafeRegistryError   a registry row would run code when it is read
     ├── ConfigError           recsys_llm.yaml or a feature view's tag: unknown key, value out of range
     ├── DataError             the user's data
     │   ├── SchemaError       a column is missing or has another type
@@ -34,6 +35,10 @@ from collections.abc import Iterable
 
 class RecsysLLMError(Exception):
     """Base of every error that recsys_llm raises on purpose."""
+
+
+class UnsafeRegistryError(RecsysLLMError):
+    """A registry row would run code when it is read; it was not loaded."""
 
 
 class ConfigError(RecsysLLMError):

@@ -13,7 +13,7 @@ import recsys_llm
 
 PACKAGE = Path(recsys_llm.__file__).parent
 
-BASE = {"errors", "files", "schema", "timestamps", "config", "bootstrap", "storage", "training_state"}
+BASE = {"errors", "files", "schema", "timestamps", "config", "bootstrap", "storage", "training_state", "registry_guard"}
 WRITE = {"sources", "text", "seqgan", "producers", "engine"}
 READ = {"retrieval", "ranking"}
 TOP = {"streaming", "commands", "bench", "cli", "cli_options"}
@@ -27,6 +27,7 @@ ALLOWED = {
     "bootstrap": {"errors"},
     "storage": {"errors", "schema"},
     "training_state": {"errors", "files"},
+    "registry_guard": {"errors", "schema"},
     "stores": BASE,
     "sources": BASE,
     "text": BASE,

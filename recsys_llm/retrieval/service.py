@@ -34,6 +34,9 @@ VECTORS = (EMBEDDING, CENTROID, NEXT_QUERY, NEXT_VECTOR)
 """Features of these names are vectors of one length; so are those whose Feast field says ``vector_index=True``. Other
 lists of floats may differ in length from row to row."""
 
+DUCKDB_TYPES = ("duckdb", "recsys_llm.stores.DuckDBOfflineStore")
+"""Offline stores that read parts with DuckDB."""
+
 SCALAR_TYPES = ("Float32", "Float64", "Int32", "Int64", "Bool")
 LIST_KINDS = {
     "String": Kind.STRINGS,
@@ -223,7 +226,7 @@ def _local_parquet(store: feast.FeatureStore, source: Any) -> str | None:
     from feast import FileSource
     from feast.data_format import ParquetFormat
 
-    if not isinstance(source, FileSource) or store.config.offline_store.type != "duckdb":
+    if not isinstance(source, FileSource) or store.config.offline_store.type not in DUCKDB_TYPES:
         return None
     if source.field_mapping or "://" in source.path:
         return None

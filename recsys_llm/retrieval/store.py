@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from recsys_llm.config import absolute_sqlite_url
 from recsys_llm.errors import ConfigError
+from recsys_llm.registry_guard import guard_registries
 
 if TYPE_CHECKING:
     import feast
@@ -29,6 +30,8 @@ def open_store(repository: Path | str, *, config_file: str | None = None) -> fea
     ------
     ConfigError
         There is no such file, or Feast refuses it.
+    UnsafeRegistryError
+        The registry holds a row that would run code.
     """
     import feast
     from feast.repo_config import FeastConfigError, load_repo_config
@@ -42,6 +45,7 @@ def open_store(repository: Path | str, *, config_file: str | None = None) -> fea
         config = load_repo_config(root, file)
     except FeastConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
+    guard_registries()
     if isinstance(config.registry.path, str):
         config.registry.path = absolute_sqlite_url(config.registry.path, root)
     return feast.FeatureStore(repo_path=str(root), config=config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -134,6 +135,29 @@ def test_killed_anywhere(repository, capsys):
 @pytest.mark.soak
 def test_killed_anywhere_200_times(repository, capsys):
     kill_and_check(repository, points=200, seed=7, capsys=capsys)
+
+
+@pytest.mark.parametrize("limit", [0, 4_096, 20_000])
+def test_a_full_disk_loses_nothing(repository, limit):
+    """RLIMIT_FSIZE stands for the disk: no file may grow beyond it, not the ledger's either."""
+    moments = times(repository)
+    begin_again(repository, moments[len(moments) // 2])
+    before, serving = offline(repository, VIEW), read(repository, list(newest(offline(repository, VIEW))))
+
+    def run_out_of_space() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        materialize(repository, VIEW, end=moments[-1])
+
+    assert join(spawn(run_out_of_space))[0] == 1
+    found = offline(repository, VIEW)
+    kept = found.merge(before[[schema.USER_ID, schema.EVENT_TIMESTAMP]], on=[schema.USER_ID, schema.EVENT_TIMESTAMP])
+    assert kept.map(repr).values.tolist() == before.map(repr).values.tolist()
+    assert all(value >= serving[key] for key, value in read(repository, list(serving)).items())
+    materialize(repository, VIEW, end=moments[-1])
+    found = offline(repository, VIEW)
+    assert len(found) > len(before)
+    assert not found.duplicated([schema.USER_ID, schema.EVENT_TIMESTAMP]).any()
+    assert read(repository, list(newest(found))) == newest(found)
 
 
 def test_fifteen_concurrent_materialisations_of_one_view_keep_all_intervals(repository):
