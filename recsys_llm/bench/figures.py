@@ -20,6 +20,8 @@ from recsys_llm.files import replaced_file
 REPORTS = Path(__file__).with_name("figures")
 _TABLE = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
 _DATA_SETS = {"movielens_small": "MovieLens latest-small", "online_retail": "Online Retail"}
+_NEXT_ITEMS = {"online_retail": "Online Retail"}
+"""Data sets with a report of `evaluate next-items`."""
 
 Report = dict[str, Any]
 
@@ -95,7 +97,7 @@ def _text_quality(reports: Path) -> str:
 
 def _next_items(reports: Path) -> str:
     rows = []
-    for data, label in _DATA_SETS.items():
+    for data, label in _NEXT_ITEMS.items():
         for result in _read(reports, f"next_items_{data}")["results"]:
             metrics, seconds = result["metrics"], statistics.mean(result["training_seconds"])
             low, high = metrics["ndcg_at_10"]["ci95"]
@@ -118,7 +120,7 @@ def _next_items(reports: Path) -> str:
 
 def _next_items_targets(reports: Path) -> str:
     rows = []
-    for data, label in _DATA_SETS.items():
+    for data, label in _NEXT_ITEMS.items():
         rows += [[label, *cells] for cells in _targets(_read(reports, f"next_items_{data}"))]
     return _table(["data", "figure", "target", "found", ""], rows)
 
