@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import secrets
 import time
@@ -80,6 +81,8 @@ def bench_materialize(*, rows: int, runs: int, redis_url: str | None = None) -> 
 def materialize(folder: Path, url: str, project: str, engine: str) -> float:
     """Materialise both views, and return the seconds that it took."""
     store = open_repository(folder, url, project, engine)
+    # Both engines read through this DuckDB, whose progress bar draws on pipes too.
+    importlib.import_module("ibis").get_backend().raw_sql("SET enable_progress_bar = false")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         started = time.perf_counter()
         store.materialize(START, END, feature_views=list(VIEWS))

@@ -117,11 +117,13 @@ def _feast_job(store: Any, examples: pd.DataFrame) -> Any:
     import warnings
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    return store.get_historical_features(
+    job = store.get_historical_features(
         entity_df=examples.assign(**{POSITION: np.arange(len(examples))}),
         features=store.get_feature_service(SERVICE),
         full_feature_names=True,
     )
+    job.table.get_backend().raw_sql("SET enable_progress_bar = false")
+    return job
 
 
 def _asof(folder: Path) -> Callable[[pd.DataFrame], Any]:
@@ -140,6 +142,7 @@ def _asof(folder: Path) -> Callable[[pd.DataFrame], Any]:
 
     def work(examples: pd.DataFrame) -> Any:
         with duckdb.connect(config={"memory_limit": "16GB"}) as connection:
+            connection.execute("SET enable_progress_bar = false")
             connection.register("examples", examples.assign(**{POSITION: np.arange(len(examples))}))
             table = connection.execute(query).to_arrow_table()
         embeddings = [place for place, name in enumerate(table.column_names) if name.startswith(schema.EMBEDDING)]

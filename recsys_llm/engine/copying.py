@@ -86,6 +86,7 @@ def _read(job: Any, columns: list[str] | None = None) -> Iterator[pa.RecordBatch
 
     if isinstance(job, IbisRetrievalJob):
         asked = job.table if columns is None else job.table.select(*columns)
+        asked.get_backend().raw_sql("SET enable_progress_bar = false")  # it draws on pipes and logs too
         yield from asked.to_pyarrow_batches(chunk_size=_ROWS)
     else:
         table = job.to_arrow()
