@@ -94,7 +94,6 @@ def _problems(engine: sa.Engine) -> Iterator[str]:
     }
     present = set(sa.inspect(engine).get_table_names())
     found: Any
-    raw: Any
     with engine.connect() as connection:
         for table, (name, what) in _REFUSED.items():
             if table in present:
@@ -109,7 +108,8 @@ def _problems(engine: sa.Engine) -> Iterator[str]:
         for table, (name, content, message) in parsed.items():
             if table in present:
                 query = sa.select(sa.column(name), sa.column(content)).select_from(sa.table(table))
-                for found, raw in connection.execute(query).tuples():
+                rows: Any = connection.execute(query)
+                for found, raw in rows:
                     yield from (f"table {table}, row {found!r}: {what}" for what in _in_row(message, bytes(raw)))
 
 
