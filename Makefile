@@ -28,7 +28,7 @@ lint: $(INSTALLED)  ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## The measurements behind the README's figures (after make demo)
+bench: $(INSTALLED)  ## One lookup against plain Feast, on a repository of its own; more: recsys-llm bench --help
 	$(BIN)/recsys-llm bench online
 
 figures: $(INSTALLED)  ## The README's tables, from the reports in recsys_llm/bench/figures
