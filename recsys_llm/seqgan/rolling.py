@@ -129,6 +129,7 @@ def slice_times(stamps: Ints, slices: int) -> list[int]:
 
     Examples
     --------
+    >>> import numpy as np
     >>> slice_times(np.arange(1, 7), 3)
     [3, 5]
     """
