@@ -26,13 +26,14 @@ import pyarrow.compute as pc
 from recsys_llm import timestamps as clock
 from recsys_llm.config import load_config
 from recsys_llm.engine.publish import OnlinePublisher
-from recsys_llm.errors import ConfigError, EmptiedStoreError, RowError, did_you_mean
+from recsys_llm.errors import ConfigError, RowError
 from recsys_llm.producers import ProducerTag, open_ledger, open_producer
 from recsys_llm.producers.next_items import NextItems
 from recsys_llm.producers.pipeline import stored_schema
 from recsys_llm.producers.sequence_states import SequenceStates, states_from
 from recsys_llm.producers.user_rows import refuse_reserved
-from recsys_llm.retrieval import open_store
+from recsys_llm.retrieval.online_emptied import require_published
+from recsys_llm.retrieval.store import known_view, open_store
 from recsys_llm.schema import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
@@ -48,7 +49,6 @@ from recsys_llm.schema import (
 from recsys_llm.seqgan import Histories
 from recsys_llm.seqgan.histories import sorted_interactions
 from recsys_llm.seqgan.states import UserStates, advance, next_items_of, opening_states
-from recsys_llm.stores import RedisOnlineStore
 from recsys_llm.timestamps import FUTURE_TOLERANCE, MICROSECOND, TIMESTAMP, as_utc, to_micros
 
 _STATE_FEATURES = (STATE, HAD_ITEMS, HAD_GROUPS, NEWEST_EVENT)
@@ -126,7 +126,7 @@ class NextItemsStream:
         self._config = load_config(repository)
         self._now = now
         self._device = device
-        list_view, state_view = self._view(lists), self._view(states)
+        list_view, state_view = known_view(self.store, lists), known_view(self.store, states)
         list_tag, state_tag = (ProducerTag.of(view.name, view.tags) for view in (list_view, state_view))
         if list_tag is None or state_tag is None or list_tag.model != state_tag.model:
             raise ConfigError(
@@ -187,6 +187,8 @@ class NextItemsStream:
         """
         events = sorted_interactions(events)
         users = Histories.from_interactions(events).user_ids.to_pylist()  # which checks every row
+        if not users:
+            return Advanced(0, 0, events)
         refuse_reserved(users, "events")
         self._check_times(events)
         before = self._read(users)
@@ -205,28 +207,14 @@ class NextItemsStream:
     def _read(self, users: list[str]) -> UserStates:
         """Return the stored states of users; those of newcomers begin."""
         references = [f"{self._states_view}:{name}" for name in _STATE_FEATURES]
-        found: dict[str, list[Any]] = (
-            self.store.get_online_features(references, [{USER_ID: user} for user in users]).to_dict() if users else {}
-        )
+        found = self.store.get_online_features(references, [{USER_ID: user} for user in users]).to_dict()
         begin = opening_states(self._states.models.newest, 1)
-        if None in found.get(STATE, ()):
-            self._check_published()
-        columns = zip(*(found.get(name, []) for name in _STATE_FEATURES), strict=True)
+        if None in found[STATE]:
+            require_published(self.store, [self._states_view])  # in an emptied store nobody seems to have a history
+        columns = zip(*(found[name] for name in _STATE_FEATURES), strict=True)
         known = [row if row[0] is not None else (begin.vectors[0], [], [], begin.newest[0]) for row in columns]
-        vectors, items, groups, newest = zip(*known, strict=True) if known else ((), (), (), ())
+        vectors, items, groups, newest = zip(*known, strict=True)
         return states_from(vectors, [had or [] for had in items], [sizes or [] for sizes in groups], newest)
-
-    def _check_published(self) -> None:
-        """Refuse an emptied Redis, where nobody seems to have a history."""
-        online = self.store.provider.online_store
-        lost = (
-            online.unpublished(self.store.config, [self._states_view]) if isinstance(online, RedisOnlineStore) else []
-        )
-        if lost:
-            raise EmptiedStoreError(
-                f"Redis holds no finished run of {self._states_view}: it was emptied, or restarted without its data; "
-                f"`recsys-llm repair {self._states_view}` fills it from the parts"
-            )
 
     def _write(self, users: list[str], states: UserStates) -> None:
         """Publish lists first: a process that dies in between is given the events again, and they aren't late yet."""
@@ -264,12 +252,6 @@ class NextItemsStream:
                 f"event of user {events[USER_ID][row].as_py()!r} at {events[EVENT_TIMESTAMP][row].as_py()}: lies in "
                 "the future; a row with such a stamp would block later ones: correct the event's time"
             )
-
-    def _view(self, name: str) -> Any:
-        views = {view.name: view for view in self.store.list_feature_views()}
-        if name not in views:
-            raise ConfigError(f"unknown feature view {name!r}; {did_you_mean(name, views)} (run `feast apply`)")
-        return views[name]
 
     def _check_whole(self, view: Any) -> None:
         """Refuse a view that lacks rows from the model's training cut-off: their users would seem to be newcomers."""

@@ -24,7 +24,7 @@ from recsys_llm.retrieval import open_store
 from recsys_llm.seqgan import SeqGANConfig
 from recsys_llm.streaming import NextItemsStream
 from recsys_llm.timestamps import from_micros, now
-from tests.workspace import START, make_repository, materialize, offline, online
+from tests.workspace import START, make_repository, materialize, offline, online, use_redis
 
 QUICK = SeqGANConfig(mle_epochs=1, adversarial_epochs=0, embedding_dim=8, hidden_dim=8)
 VIEWS = (schema.USER_NEXT_ITEMS, schema.USER_STATES)
@@ -68,10 +68,9 @@ def repository(tmp_path, trained, events) -> Path:
 def redis_repository(tmp_path, trained, events, redis_url) -> Path:
     """The same over Redis, in a project of its own."""
     own = init_repository(tmp_path / "feature_repo", data=_data_of(trained))
+    use_redis(own, redis_url)
     file = own / "feature_store.yaml"
     settings = yaml.safe_load(file.read_text())
-    host = redis_url.removeprefix("redis://").split("/")[0]
-    settings["online_store"] = {"type": "recsys_llm.stores.RedisOnlineStore", "connection_string": f"{host},db=0"}
     settings["project"] = f"p{uuid.uuid4().hex[:8]}"
     file.write_text(yaml.safe_dump(settings))
     run_feast(own, "apply")

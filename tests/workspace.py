@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from recsys_llm import schema
 from recsys_llm.commands.feast_cli import run_feast
@@ -32,6 +33,19 @@ def make_repository(target: Path, data: Path) -> Path:
     repository = init_repository(target, data=data)
     run_feast(repository, "apply")
     return repository
+
+
+def use_redis(repository: Path, url: str, **settings: Any) -> None:
+    """Put our Redis store at ``redis://host:port/...`` into feature_store.yaml; `feast apply` comes after."""
+    file = repository / "feature_store.yaml"
+    content = yaml.safe_load(file.read_text())
+    content["online_store"] = {
+        "type": "recsys_llm.stores.RedisOnlineStore",
+        "connection_string": url.removeprefix("redis://").split("/")[0],
+        "timeout_ms": 5_000,
+        "skip_dedup": True,
+    } | settings
+    file.write_text(yaml.safe_dump(content))
 
 
 def materialize(repository: Path, *views: str, end: datetime, start: datetime = START) -> None:

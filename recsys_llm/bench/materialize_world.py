@@ -14,6 +14,7 @@ import redis
 from redis.connection import parse_url
 
 from recsys_llm import schema
+from recsys_llm.bench.repositories import repo_config
 from recsys_llm.producers.arrays import list_array
 from recsys_llm.timestamps import TIMESTAMP
 
@@ -71,16 +72,8 @@ def open_repository(folder: Path, url: str, project: str, engine: str) -> Any:
     from feast.types import Array, Float32, Int64, String
 
     types = {pa.float32(): Float32, pa.int64(): Int64, pa.list_(pa.float32()): Array(Float32)}
-    config = feast.RepoConfig(
-        project=project,
-        provider="local",
-        registry={"registry_type": "sql", "path": f"sqlite:///{folder / project}.db"},
-        offline_store={"type": "duckdb"},
-        online_store={"type": "redis", "connection_string": _connection_string(url)},
-        batch_engine={"type": engine},
-        entity_key_serialization_version=3,
-        repo_path=folder,
-    )
+    online = {"type": "redis", "connection_string": _connection_string(url)}
+    config = repo_config(folder, online, project=project, batch_engine={"type": engine})
     item = feast.Entity(name=schema.ITEM, join_keys=[schema.ITEM_ID], value_type=feast.ValueType.STRING)
     views = [
         feast.FeatureView(

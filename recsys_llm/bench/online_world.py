@@ -14,6 +14,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from recsys_llm import schema
+from recsys_llm.bench.repositories import repo_config
 from recsys_llm.errors import DataError
 from recsys_llm.retrieval import open_store
 from recsys_llm.timestamps import TIMESTAMP
@@ -64,19 +65,11 @@ def build_world(folder: Path, *, items: int, store: str, redis_url: str | None, 
     redis_url
         ``redis://HOST:PORT/DB``; for ``redis`` only.
     """
-    from feast import Entity, FeatureService, FeatureStore, RepoConfig, ValueType
+    from feast import Entity, FeatureService, FeatureStore, ValueType
 
     online = {"type": "sqlite", "path": "online.db"} if store == "sqlite" else _redis_config(str(redis_url))
-    config = RepoConfig(
-        project=f"bench_{np.random.default_rng().integers(2**32):08x}",
-        provider="local",
-        registry={"registry_type": "sql", "path": f"sqlite:///{folder / 'registry.db'}"},
-        offline_store={"type": "duckdb"},
-        online_store=online,
-        entity_key_serialization_version=3,
-        repo_path=folder,
-    )
-    opened = FeatureStore(config=config)
+    project = f"bench_{np.random.default_rng().integers(2**32):08x}"
+    opened = FeatureStore(config=repo_config(folder, online, project=project))
     entities = {
         name: Entity(name=name, join_keys=[key], value_type=ValueType.STRING) for name, key in schema.JOIN_KEYS.items()
     }

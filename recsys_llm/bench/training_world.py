@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_llm import schema
+from recsys_llm.bench.repositories import repo_config
 from recsys_llm.producers.arrays import list_array
 from recsys_llm.timestamps import TIMESTAMP
 
@@ -66,16 +67,8 @@ def open_repository(folder: Path) -> Any:
     from feast.data_format import ParquetFormat
     from feast.types import Array, Float32, Int64, String
 
-    config = feast.RepoConfig(
-        project="bench",
-        provider="local",
-        registry={"registry_type": "sql", "path": f"sqlite:///{folder / 'registry.db'}"},
-        offline_store={"type": "duckdb"},
-        online_store={"type": "sqlite", "path": str(folder / "online.db")},
-        entity_key_serialization_version=3,
-        repo_path=folder,
-    )
-    store = feast.FeatureStore(config=config)
+    online = {"type": "sqlite", "path": str(folder / "online.db")}
+    store = feast.FeatureStore(config=repo_config(folder, online))
     entities, views = [], []
     for view, (entity, _, _) in VIEWS.items():
         key = schema.JOIN_KEYS[entity]

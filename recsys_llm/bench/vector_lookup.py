@@ -16,6 +16,7 @@ from feast.data_format import ParquetFormat
 from feast.types import Array, Bytes, Float32, String
 
 from recsys_llm import schema
+from recsys_llm.bench.repositories import repo_config
 from recsys_llm.bench.timing import interleaved
 from recsys_llm.engine.publish import OnlinePublisher
 from recsys_llm.producers.arrays import vector_array
@@ -69,16 +70,8 @@ def lookup_costs(
 
 
 def _open_store(folder: Path, storages: dict[str, VectorStorage]) -> feast.FeatureStore:
-    config = feast.RepoConfig(
-        project="bench",
-        provider="local",
-        registry={"registry_type": "sql", "path": f"sqlite:///{folder}/registry.db"},
-        offline_store={"type": "duckdb"},
-        online_store={"type": "sqlite", "path": str(folder / "online.db")},
-        entity_key_serialization_version=3,
-        repo_path=folder,
-    )
-    store = feast.FeatureStore(config=config)
+    online = {"type": "sqlite", "path": str(folder / "online.db")}
+    store = feast.FeatureStore(config=repo_config(folder, online))
     item = feast.Entity(name=schema.ITEM, join_keys=[schema.ITEM_ID], value_type=feast.ValueType.STRING)
     views = [_view(folder, name, item, stored) for name, stored in storages.items()]
     store.apply([item, *views, *(feast.FeatureService(name=view.name, features=[view]) for view in views)])

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from recsys_llm.commands.migration.coverage import row_id_view
 from recsys_llm.commands.migration.moves import view_tag
-from recsys_llm.commands.views import known_view
 from recsys_llm.config import load_config
 from recsys_llm.engine.engine import parts_directory
 from recsys_llm.errors import DataError
@@ -17,6 +16,7 @@ from recsys_llm.producers import Producer, open_producer
 from recsys_llm.producers.parts import part_files, read_manifest
 from recsys_llm.retrieval import open_store
 from recsys_llm.retrieval.online import NO_ROW, Request, open_reader
+from recsys_llm.retrieval.store import known_view
 from recsys_llm.schema import CONTENT_HASH, CREATED_TIMESTAMP, EVENT_TIMESTAMP, ROW_ID
 from recsys_llm.sources.connection import open_duckdb
 from recsys_llm.timestamps import MICROSECOND, as_utc, from_micros, now

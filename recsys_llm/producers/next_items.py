@@ -13,7 +13,7 @@ from recsys_llm.config import Config, SequenceModelConfig
 from recsys_llm.producers.arrays import list_array
 from recsys_llm.producers.base import Due
 from recsys_llm.producers.hashing import content_hashes
-from recsys_llm.producers.over_histories import OverHistories, model_manifest
+from recsys_llm.producers.over_histories import MODEL, OverHistories, model_manifest, model_of
 from recsys_llm.producers.popular_items import Popular, popular_items
 from recsys_llm.schema import (
     CENTROID,
@@ -35,8 +35,6 @@ from recsys_llm.seqgan.prediction import NextItems as Predicted
 from recsys_llm.seqgan.prediction import centroids
 from recsys_llm.seqgan.rolling import RollingModel, Span
 from recsys_llm.timestamps import TIMESTAMP
-
-_MODEL = "model"
 
 
 class NextItems(OverHistories):
@@ -77,7 +75,7 @@ class NextItems(OverHistories):
 
     def compute(self, rows: pa.RecordBatch, events: pa.RecordBatch | None) -> pa.RecordBatch:
         """Predict after the prefix of ``events`` that each row names; one pass over each user's events."""
-        checkpoint = self.models.checkpoints[self.model_of(rows)]
+        checkpoint = self.models.checkpoints[model_of(rows)]
         if events is None:
             return self._of_popular(rows, checkpoint)
         histories, positions = self.histories(rows, events)
@@ -133,7 +131,7 @@ class NextItems(OverHistories):
             PROVENANCE: pa.array([row.provenance for row in rows]),
         }
         hashes = content_hashes(self.manifest["fingerprint"], columns.values())
-        columns |= {_MODEL: pa.array([model] * len(rows)), CONTENT_HASH: hashes}
+        columns |= {MODEL: pa.array([model] * len(rows)), CONTENT_HASH: hashes}
         return Due(pa.RecordBatch.from_pydict(columns))
 
     def _of_popular(self, rows: pa.RecordBatch, checkpoint: Checkpoint) -> pa.RecordBatch:

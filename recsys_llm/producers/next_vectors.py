@@ -14,14 +14,13 @@ from recsys_llm.producers.arrays import list_array
 from recsys_llm.producers.base import Due
 from recsys_llm.producers.cutoff import check_cutoff
 from recsys_llm.producers.hashing import content_hashes
-from recsys_llm.producers.over_histories import model_manifest
+from recsys_llm.producers.over_histories import MODEL, model_manifest, model_of
 from recsys_llm.schema import CONTENT_HASH, EVENT_TIMESTAMP, ITEM_ID, NEXT_VECTOR, ROW_ID
 from recsys_llm.seqgan import scoring_vectors
 from recsys_llm.seqgan.rolling import RollingModel
 from recsys_llm.timestamps import TIMESTAMP
 
 _PLACE = "place"
-_MODEL = "model"
 
 
 class NextVectors:
@@ -61,13 +60,13 @@ class NextVectors:
                 EVENT_TIMESTAMP: stamps,
                 CONTENT_HASH: content_hashes(self.manifest["fingerprint"], [items, stamps]),
                 _PLACE: pa.array(range(len(items))),
-                _MODEL: pa.array([number] * len(items)),
+                MODEL: pa.array([number] * len(items)),
             }
             yield Due(pa.RecordBatch.from_pydict(columns))
 
     def compute(self, rows: pa.RecordBatch, events: pa.RecordBatch | None) -> pa.RecordBatch:
         """Return the vectors of ``rows``."""
-        vectors = self._of_model(rows.column(_MODEL)[0].as_py())
+        vectors = self._of_model(model_of(rows))
         some = list_array(vectors[rows.column(_PLACE).to_numpy()])
         return pa.RecordBatch.from_arrays([some], names=[NEXT_VECTOR])
 

@@ -22,7 +22,8 @@ from recsys_llm.timestamps import TIMESTAMP, parse_granularity
 
 _FIRST = "first"
 _END = "end"
-_MODEL = "model"
+MODEL = "model"
+"""Column of due rows: place of the model that makes them; the same in all rows of one :class:`Due`."""
 
 
 class OverHistories:
@@ -77,14 +78,10 @@ class OverHistories:
             EVENT_TIMESTAMP: stamps,
             _FIRST: pa.array(rows.first),
             _END: pa.array(rows.end),
-            _MODEL: pa.array(np.full(len(keys), model)),
+            MODEL: pa.array(np.full(len(keys), model)),
             CONTENT_HASH: content_hashes(self.manifest["fingerprint"], [keys, stamps, _prefix_hashes(events, rows)]),
         }
         return Due(pa.RecordBatch.from_pydict(columns), events)
-
-    def model_of(self, rows: pa.RecordBatch) -> int:
-        """Return the place of the model that makes ``rows``, which are of one :class:`Due`."""
-        return int(rows.column(_MODEL)[0].as_py())
 
     def histories(self, rows: pa.RecordBatch, events: pa.RecordBatch) -> tuple[Histories, Ints]:
         """Return the histories that ``rows`` end, and the place of each row's newest group."""
@@ -92,6 +89,11 @@ class OverHistories:
         low, high = int(first.min()), int(end.max())
         histories = Histories.from_interactions(pa.Table.from_batches([events.slice(low, high - low)]))
         return histories, np.searchsorted(histories.group_offsets, end - 1 - low, side="right") - 1
+
+
+def model_of(rows: pa.RecordBatch) -> int:
+    """Return the place of the model that makes ``rows``, which are of one :class:`Due`."""
+    return int(rows.column(MODEL)[0].as_py())
 
 
 def model_manifest(models: RollingModel, **settings: object) -> dict[str, str]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from recsys_llm.config import Config, SequenceModelConfig
 from recsys_llm.producers.base import Due
-from recsys_llm.producers.over_histories import OverHistories, model_manifest
+from recsys_llm.producers.over_histories import OverHistories, model_manifest, model_of
 from recsys_llm.schema import CONTENT_HASH, ROLLOUT_ITEMS, ROLLOUT_SHARES, ROW_ID
 from recsys_llm.seqgan.rolling import RollingModel
 from recsys_llm.seqgan.rollout_lists import rollout_lists
@@ -42,7 +42,7 @@ class RolloutLists(OverHistories):
     def compute(self, rows: pa.RecordBatch, events: pa.RecordBatch | None) -> pa.RecordBatch:
         """Continue the prefix of ``events`` that each row names."""
         assert events is not None  # inputs() always hands them over
-        checkpoint = self.models.checkpoints[self.model_of(rows)]
+        checkpoint = self.models.checkpoints[model_of(rows)]
         histories, positions = self.histories(rows, events)
         seeds = np.array([int.from_bytes(content[:7]) for content in rows.column(CONTENT_HASH).to_pylist()])
         found = rollout_lists(

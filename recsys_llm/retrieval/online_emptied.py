@@ -21,10 +21,9 @@ class CheckedReader:
     (:mod:`recsys_llm.stores.runs`).
     """
 
-    def __init__(self, reader: OnlineReader, store: feast.FeatureStore, online: RedisOnlineStore) -> None:
+    def __init__(self, reader: OnlineReader, store: feast.FeatureStore) -> None:
         self.reader = reader
         self._store = store
-        self._online = online
 
     def read(self, requests: Sequence[Request]) -> list[list[StoredRows]]:
         """Return what is stored.
@@ -41,12 +40,7 @@ class CheckedReader:
             for view, rows in zip(request.views, stored, strict=True)
             if request.ids and TAG in view.definition.tags and not (rows.timestamps != NO_ROW).any()
         ]
-        lost = self._online.unpublished(self._store.config, empty)
-        if lost:
-            raise EmptiedStoreError(
-                f"Redis holds no finished run of {', '.join(lost)} in project {self._store.project}: it was emptied, "
-                "restarted without its data, or is not filled yet; `feast materialize` fills it from the parts"
-            )
+        require_published(self._store, empty)
         return found
 
     def close(self) -> None:
@@ -54,10 +48,28 @@ class CheckedReader:
         self.reader.close()
 
 
+def require_published(store: feast.FeatureStore, views: Sequence[str]) -> None:
+    """Refuse a store that lacks the marks of ``views``; only our Redis store has marks.
+
+    Raises
+    ------
+    EmptiedStoreError
+        Redis doesn't hold what was published.
+    """
+    online = store.provider.online_store
+    lost = online.unpublished(store.config, views) if isinstance(online, RedisOnlineStore) else []
+    if lost:
+        raise EmptiedStoreError(
+            f"Redis holds no finished run of {', '.join(lost)} in project {store.project}: it was emptied, restarted "
+            "without its data, or is not filled yet; `feast materialize` fills it from the parts, or at once "
+            f"`recsys-llm repair {lost[0]}`"
+        )
+
+
 def checked_reader(store: feast.FeatureStore) -> OnlineReader:
     """Return the reader of a store, which notices an emptied one where the store has marks for that."""
-    reader, online = open_reader(store), store.provider.online_store
-    return CheckedReader(reader, store, online) if isinstance(online, RedisOnlineStore) else reader
+    reader = open_reader(store)
+    return CheckedReader(reader, store) if isinstance(store.provider.online_store, RedisOnlineStore) else reader
 
 
 def unchecked(reader: OnlineReader) -> OnlineReader:

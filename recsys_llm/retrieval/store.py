@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recsys_llm.config import absolute_sqlite_url
-from recsys_llm.errors import ConfigError
+from recsys_llm.errors import ConfigError, did_you_mean
 from recsys_llm.registry_guard import guard_registries
 
 if TYPE_CHECKING:
@@ -49,3 +49,19 @@ def open_store(repository: Path | str, *, config_file: str | None = None) -> fea
     if isinstance(config.registry.path, str):
         config.registry.path = absolute_sqlite_url(config.registry.path, root)
     return feast.FeatureStore(repo_path=str(root), config=config)
+
+
+def known_view(store: feast.FeatureStore, name: str) -> feast.FeatureView:
+    """Return a view of an open store.
+
+    Raises
+    ------
+    ConfigError
+        There is no such view.
+    """
+    views = {view.name: view for view in store.list_feature_views()}
+    if name not in views:
+        raise ConfigError(
+            f"unknown feature view {name!r}; {did_you_mean(name, views)} (run `feast apply` for a new one)"
+        )
+    return views[name]

@@ -185,19 +185,26 @@ def hide_seen(scores: Tensor, sequences: Sequences, users: Ints, read: Ints) -> 
 
     Each user's items are looked at once, so that the cost doesn't grow with the square of a history's length.
     """
-    never = np.iinfo(np.int64).max
     bounds = np.flatnonzero(np.diff(users)) + 1
     for rows in np.split(np.arange(len(users)), bounds):
         if not len(rows):
             continue
-        start = sequences.user_offsets[users[rows[0]]]
-        groups = np.arange(start, start + read[rows].max())
-        sizes = sequences.group_offsets[groups + 1] - sequences.group_offsets[groups]
-        items = sequences.items[ranges(sequences.group_offsets[groups], sizes)]
-        steps = np.repeat(groups - start, sizes)
-        known = (items >= 0) & (items < scores.shape[1])
-        items, steps = items[known], steps[known]
-        first = np.full(scores.shape[1], never)
-        first[items[::-1]] = steps[::-1]  # the first occurrence is assigned last
+        first = first_had(sequences, users[rows[0]], int(read[rows].max()), scores.shape[1])
         hidden = torch.from_numpy(first[None, :] < read[rows][:, None]).to(scores.device)
         scores[rows[0] : rows[-1] + 1].masked_fill_(hidden, float("-inf"))
+
+
+def first_had(sequences: Sequences, user: int, read: int, items: int) -> Ints:
+    """Return at which of their first ``read`` groups a user had each of ``items`` items first, int64 (items,).
+
+    An item that they didn't have is at the largest int64, after any group.
+    """
+    start = sequences.user_offsets[user]
+    groups = np.arange(start, start + read)
+    sizes = sequences.group_offsets[groups + 1] - sequences.group_offsets[groups]
+    had = sequences.items[ranges(sequences.group_offsets[groups], sizes)]
+    steps = np.repeat(groups - start, sizes)
+    known = (had >= 0) & (had < items)
+    first = np.full(items, np.iinfo(np.int64).max)
+    first[had[known][::-1]] = steps[known][::-1]  # the first occurrence is assigned last
+    return first

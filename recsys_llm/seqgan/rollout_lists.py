@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from recsys_llm.seqgan.checkpoint import Checkpoint
 from recsys_llm.seqgan.devices import resolve_device
 from recsys_llm.seqgan.generator import Generator, ItemTable
 from recsys_llm.seqgan.histories import Histories, Ints
+from recsys_llm.seqgan.ranking import first_had
 from recsys_llm.seqgan.reading import states_at
 from recsys_llm.seqgan.sampling import draw
 from recsys_llm.seqgan.sequences import Sequences
@@ -67,7 +69,13 @@ def rollout_lists(
     states = states_at(model, table.vectors, sequences, users, read)
     stepper = Stepper(model, table, reads=len(seeds) * samples * (steps - 1))
     hide = checkpoint.filter_seen if filter_seen is None else filter_seen
-    names, had = checkpoint.vocabulary.names, _Had(sequences, len(table.bias))
+    names = checkpoint.vocabulary.names
+
+    @lru_cache(maxsize=1)  # a user's rows follow each other
+    def first(user: int) -> Ints:
+        groups = int(np.diff(sequences.user_offsets)[user])
+        return first_had(sequences, user, groups, len(table.bias))
+
     items: list[list[str]] = []
     shares: list[npt.NDArray[np.float64]] = []
     for start in range(0, len(seeds), _ROWS):
@@ -75,7 +83,7 @@ def rollout_lists(
         uniforms = np.stack([np.random.default_rng(int(seed)).random((steps, samples)) for seed in seeds[rows]])
         drawn = _continued(model, table, stepper, states[rows], torch.from_numpy(uniforms).to(states.device))
         for row, found in enumerate(drawn.cpu().numpy(), start=start):
-            seen = had.before(users[row], read[row]) if hide else None
+            seen = first(int(users[row])) < read[row] if hide else None
             best, share = _most_frequent(found, seen, top_n)
             items.append(names[best].tolist())
             shares.append(share)
@@ -92,28 +100,6 @@ def _continued(model: Generator, table: ItemTable, stepper: Stepper, states: Ten
         stepper.read(drawn[-1].flatten(), lanes)
         drawn.append(draw(lanes.queries, table, uniforms[:, step].flatten()).items.view(rows, samples))
     return torch.stack(drawn, 2)
-
-
-class _Had:
-    """What users have had; each user's items are looked at once for all of their rows that follow each other."""
-
-    def __init__(self, sequences: Sequences, items: int) -> None:
-        self._sequences = sequences
-        self._items = items
-        self._user = -1
-        self._first: Ints = np.zeros(0, np.int64)
-
-    def before(self, user: int, read: int) -> npt.NDArray[np.bool_]:
-        """Return bool (V,): which items are in the user's first ``read`` groups."""
-        if user != self._user:
-            sequences = self._sequences
-            groups = np.arange(*sequences.user_offsets[user : user + 2])
-            items = sequences.items[sequences.group_offsets[groups[0]] : sequences.group_offsets[groups[-1] + 1]]
-            steps = np.repeat(groups - groups[0], sequences.group_sizes()[groups])
-            known = items >= 0
-            self._user, self._first = user, np.full(self._items, np.iinfo(np.int64).max)
-            self._first[items[known][::-1]] = steps[known][::-1]  # the first occurrence is assigned last
-        return np.asarray(self._first < read)
 
 
 def _most_frequent(drawn: Ints, had: npt.NDArray[np.bool_] | None, count: int) -> tuple[Ints, npt.NDArray[np.float64]]:

@@ -15,6 +15,7 @@ from recsys_llm.errors import DataError
 UNKNOWN = -1
 """Index of an item that is not in a vocabulary."""
 FEW = 1000
+"""Ids that are looked up one by one."""
 
 
 @dataclass(frozen=True, eq=False)

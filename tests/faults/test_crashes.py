@@ -23,7 +23,7 @@ from recsys_llm.producers.user_statistics import UserStatistics
 from recsys_llm.retrieval import open_store
 from tests.faults.processes import join, spawn
 from tests.services import redis_server
-from tests.workspace import START, materialize, offline, online
+from tests.workspace import START, materialize, offline, online, use_redis
 
 pytestmark = pytest.mark.faults
 
@@ -41,14 +41,7 @@ def repository(request, tmp_path_factory, simulated_data):
         yield target
         return
     with redis_server() as server:
-        settings = yaml.safe_load((target / "feature_store.yaml").read_text())
-        settings["online_store"] = {
-            "type": "recsys_llm.stores.RedisOnlineStore",
-            "connection_string": f"127.0.0.1:{server.port}",
-            "timeout_ms": 5_000,
-            "skip_dedup": True,
-        }
-        (target / "feature_store.yaml").write_text(yaml.safe_dump(settings))
+        use_redis(target, server.url)
         run_feast(target, "apply")
         shutil.copytree(target / "data", target / "applied")
         yield target

@@ -17,7 +17,7 @@ from recsys_llm.errors import EmptiedStoreError, EvictingStoreError
 from recsys_llm.retrieval import FeatureClient, open_store
 from recsys_llm.timestamps import now
 from tests.services import redis_server
-from tests.workspace import CHEAP_VIEWS, materialize, offline, online
+from tests.workspace import CHEAP_VIEWS, materialize, offline, online, use_redis
 
 pytestmark = pytest.mark.faults
 
@@ -31,7 +31,7 @@ def server():
 @pytest.fixture(scope="module")
 def applied(tmp_path_factory, simulated_data, server) -> Path:
     target = init_repository(tmp_path_factory.mktemp("faults") / "feature_repo", data=simulated_data)
-    use_redis(target, server.port)
+    use_redis(target, server.url, timeout_ms=2_000)
     run_feast(target, "apply")
     return target
 
@@ -41,23 +41,11 @@ def repository(applied, server) -> Path:
     """The repository over the server, with nothing computed and nothing stored."""
     shutil.rmtree(applied / "data" / "features", ignore_errors=True)
     (applied / "data" / "ledger.db").unlink(missing_ok=True)
-    use_redis(applied, server.port)
+    use_redis(applied, server.url, timeout_ms=2_000)
     with redis.Redis.from_url(server.url) as admin:
         admin.flushall()
         admin.config_set("maxmemory-policy", "noeviction")
     return applied
-
-
-def use_redis(repository: Path, port: int, **settings) -> None:
-    file = repository / "feature_store.yaml"
-    content = yaml.safe_load(file.read_text())
-    content["online_store"] = {
-        "type": "recsys_llm.stores.RedisOnlineStore",
-        "connection_string": f"127.0.0.1:{port}",
-        "timeout_ms": 2_000,
-        "skip_dedup": True,
-    } | settings
-    file.write_text(yaml.safe_dump(content))
 
 
 def newest(repository: Path, view: str) -> dict[str, int]:
@@ -131,5 +119,5 @@ def test_evicting_redis_is_refused(repository, server):
     with pytest.raises(EvictingStoreError, match="found volatile-ttl"):
         materialize(repository, schema.USER_STATS, end=now())
     assert intervals(repository) == before
-    use_redis(repository, server.port, allow_eviction=True)
+    use_redis(repository, server.url, timeout_ms=2_000, allow_eviction=True)
     materialize(repository, schema.USER_STATS, end=now())

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import redis
-import yaml
 
 from recsys_llm.commands.feast_cli import run_feast
 from recsys_llm.commands.repository import init_repository
 from recsys_llm.producers.user_statistics import UserStatistics
 from recsys_llm.timestamps import now
 from tests.services import redis_server
-from tests.workspace import CHEAP_VIEWS, materialize
+from tests.workspace import CHEAP_VIEWS, materialize, use_redis
 
 FORGOTTEN = "u00007"
 
@@ -32,14 +31,7 @@ def applied(request, tmp_path_factory, simulated_data, server) -> Path:
     shutil.copytree(simulated_data, folder / "tables")
     target = init_repository(folder / "feature_repo", data=folder / "tables")
     if request.param == "redis":
-        settings = yaml.safe_load((target / "feature_store.yaml").read_text())
-        settings["online_store"] = {
-            "type": "recsys_llm.stores.RedisOnlineStore",
-            "connection_string": f"127.0.0.1:{server.port}",
-            "timeout_ms": 5_000,
-            "skip_dedup": True,
-        }
-        (target / "feature_store.yaml").write_text(yaml.safe_dump(settings))
+        use_redis(target, server.url)
     run_feast(target, "apply")
     shutil.copytree(target / "data", folder / "applied")
     return target

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recsys_llm.commands.views import known_view
 from recsys_llm.config import load_config
 from recsys_llm.engine.engine import parts_directory
 from recsys_llm.errors import ConfigError
 from recsys_llm.producers import Ledger, Parts, ProducerTag, open_ledger
 from recsys_llm.producers.parts import part_files, read_manifest
 from recsys_llm.retrieval import open_store
+from recsys_llm.retrieval.store import known_view
 
 if TYPE_CHECKING:
     import feast
