@@ -30,7 +30,7 @@ def next_items(
     groups: Annotated[int, typer.Option(min=1, help="Most groups that are predicted; of more, a sample.")] = 5_000,
     train_share: Annotated[float, typer.Option(min=0.1, max=0.99, help="Share of events before the cut-off.")] = 0.8,
     max_tokens: Annotated[int, typer.Option(min=8, help="Tokens read of each item's text.")] = 128,
-    peer_budget: Annotated[float, typer.Option(min=1, help="Seconds of tuning of SASRec, and of GRU4Rec.")] = 600.0,
+    peer_budget: Annotated[float, typer.Option(min=1, help="CPU seconds of tuning of SASRec, and of GRU4Rec.")] = 600.0,
     skip: Annotated[Optional[list[str]], typer.Option(help="Leave out a contestant, such as EASE; repeatable.")] = None,  # noqa: UP045
     device: Device = "auto",
     json_file: JsonFile = None,

@@ -73,7 +73,7 @@ def run_sasrec(
     share, largest
         Of the validation slice.
     budget
-        Seconds of tuning: no further configuration is begun after them, and the running one ends at its next check.
+        CPU seconds of tuning: no further configuration is begun after them, and the running one ends at its next check.
 
     Raises
     ------
