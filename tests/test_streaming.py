@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 from recsys_llm import schema
-from recsys_llm.commands.feast_cli import run_feast
 from recsys_llm.commands.repository import init_repository
 from recsys_llm.commands.train import train_sequence_model
 from recsys_llm.errors import ConfigError, EmptiedStoreError, FingerprintError, RowError, SchemaError
@@ -24,7 +23,7 @@ from recsys_llm.retrieval import open_store
 from recsys_llm.seqgan import SeqGANConfig
 from recsys_llm.streaming import NextItemsStream
 from recsys_llm.timestamps import from_micros, now
-from tests.workspace import START, make_repository, materialize, offline, online, use_redis
+from tests.workspace import START, apply, make_repository, materialize, offline, online, use_redis
 
 QUICK = SeqGANConfig(mle_epochs=1, adversarial_epochs=0, embedding_dim=8, hidden_dim=8)
 VIEWS = (schema.USER_NEXT_ITEMS, schema.USER_STATES)
@@ -73,7 +72,7 @@ def redis_repository(tmp_path, trained, events, redis_url) -> Path:
     settings = yaml.safe_load(file.read_text())
     settings["project"] = f"p{uuid.uuid4().hex[:8]}"
     file.write_text(yaml.safe_dump(settings))
-    run_feast(own, "apply")
+    apply(own)
     return _materialised(own, trained, events)
 
 

@@ -19,13 +19,12 @@ from typer.testing import CliRunner
 from recsys_llm import schema
 from recsys_llm.cli import app
 from recsys_llm.commands import train as training
-from recsys_llm.commands.feast_cli import run_feast
 from recsys_llm.commands.train import train_sequence_model, train_slices
 from recsys_llm.errors import ConfigError
 from recsys_llm.seqgan import Checkpoint
 from recsys_llm.seqgan.rolling import RollingModel
 from recsys_llm.timestamps import now
-from tests.workspace import make_repository, materialize, offline
+from tests.workspace import apply, make_repository, materialize, offline
 
 QUICK = {
     "mle_epochs": 1,
@@ -104,7 +103,7 @@ def test_slices_are_trained_on_what_lies_before_them_and_make_the_rows_from_ther
     assert events[0] == pytest.approx(events[2] / 3, rel=0.02) and events[1] == pytest.approx(
         events[2] * 2 / 3, rel=0.02
     )
-    run_feast(repository, "apply")  # the copy's own parts
+    apply(repository)  # the copy's own parts
     materialize(repository, schema.USER_NEXT_ITEMS, schema.ITEM_NEXT_VECTORS, end=now())
     rows = offline(repository, schema.USER_NEXT_ITEMS)
     own = rows[~rows[schema.IS_FALLBACK]]

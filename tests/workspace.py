@@ -1,7 +1,13 @@
-"""Real feature repositories for tests: made by ``init``, applied by the real ``feast`` command."""
+"""Real feature repositories for tests: made by ``init``, applied by Feast's own command, in this process."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,9 +16,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from click.testing import CliRunner
+from feast.cli.cli import cli as feast_command
 
 from recsys_llm import schema
-from recsys_llm.commands.feast_cli import run_feast
+from recsys_llm.commands.feast_cli import FeastCommandError
 from recsys_llm.commands.repository import init_repository
 from recsys_llm.retrieval import open_store
 
@@ -31,8 +39,46 @@ VIEWS = (
 def make_repository(target: Path, data: Path) -> Path:
     """Make and apply a feature repository over a data folder."""
     repository = init_repository(target, data=data)
-    run_feast(repository, "apply")
+    apply(repository)
     return repository
+
+
+def apply(repository: Path, *, config_file: Path | None = None) -> None:
+    """Run Feast's own ``feast apply`` in this process, without seconds of imports.
+
+    ``config_file`` stands in for ``feature_store.yaml``. Tests of the command itself, and of a password in its output,
+    call :func:`recsys_llm.commands.feast_cli.run_feast` instead.
+    """
+    other = [] if config_file is None else ["-f", str(config_file)]
+    with _own_modules(repository), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as run_feast has it
+        done = CliRunner().invoke(feast_command, ["-c", str(repository), *other, "apply"])
+    if done.exit_code != 0:
+        raise FeastCommandError(f"`feast apply` in {repository} ended with {done.exit_code}:\n{done.output}") from (
+            done.exception
+        )
+
+
+@contextlib.contextmanager
+def _own_modules(repository: Path) -> Iterator[None]:
+    """Undo what ``feast apply`` leaves in a process: the folder, the path, and modules that every one names alike.
+
+    A second repository would find the first one's ``feature_views`` in ``sys.modules``.
+    """
+    folder, path, bytecode = Path.cwd(), list(sys.path), sys.dont_write_bytecode
+    names = {file.stem for file in repository.glob("*.py")}
+    if loaded := names & set(sys.modules):
+        raise RuntimeError(f"modules of another repository are loaded: {sorted(loaded)}")
+    sys.dont_write_bytecode = True  # a test may rewrite a file within the second that bytecode is dated by
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        sys.path[:] = path
+        sys.dont_write_bytecode = bytecode
+        for name in names:
+            sys.modules.pop(name, None)
 
 
 def use_redis(repository: Path, url: str, **settings: Any) -> None:

@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 from recsys_llm import FeatureClient, schema
 from recsys_llm.cli import app
 from recsys_llm.commands import text_compression
-from recsys_llm.commands.feast_cli import run_feast
 from recsys_llm.commands.migration.migrate import backfill
 from recsys_llm.commands.repository import init_repository
 from recsys_llm.commands.text_compression import compress_encoder
@@ -33,7 +32,7 @@ from recsys_llm.text.manifest import EncoderManifest
 from recsys_llm.text.transform import VectorTransform
 from recsys_llm.timestamps import as_utc, now
 from tests.retrieval.feast_repository import examples
-from tests.workspace import materialize
+from tests.workspace import apply, materialize
 
 ITEMS, USERS = schema.ITEM_TEXT_EMBEDDING, schema.USER_TEXT_EMBEDDING
 ITEMS_2, USERS_2 = "item_text_embedding_v2", "user_text_embedding_v2"
@@ -53,7 +52,7 @@ def repository(tmp_path_factory, simulated_data, make_model):
     settings = yaml.safe_load(file.read_text())
     settings["text_encoders"]["minilm_v1"] |= {"model": str(make_model("bert", hidden_size=96)), "max_tokens": 64}
     file.write_text(yaml.safe_dump(settings, sort_keys=False))
-    run_feast(target, "apply")
+    apply(target)
     materialize(target, ITEMS, end=now())
     return target
 
@@ -86,7 +85,7 @@ def followed(repository, compressed):
     declared.write_text(declared.read_text() + head + "\n\n".join(views) + "\n")
     services = repository / "feature_services.py"
     services.write_text(services.read_text() + SERVICE)
-    run_feast(repository, "apply")
+    apply(repository)
     return repository
 
 
@@ -216,7 +215,7 @@ def test_a_view_that_lacks_items_is_not_measured_on(no_lookups, repository, comp
     settings = yaml.safe_load((partial / "feature_store.yaml").read_text())
     settings["registry"]["path"] = f"sqlite:///{partial / 'data/registry.db'}"
     (partial / "feature_store.yaml").write_text(yaml.safe_dump(settings))
-    run_feast(partial, "apply")
+    apply(partial)
     part = next((repository / "data" / "features" / ITEMS).glob("*.parquet"))
     target = partial / "data" / "features" / ITEMS
     target.mkdir(parents=True)

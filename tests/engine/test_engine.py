@@ -18,7 +18,7 @@ from recsys_llm.errors import ConfigError, LeakageError
 from recsys_llm.producers.base import ProducerTag
 from recsys_llm.retrieval import open_store
 from recsys_llm.timestamps import now
-from tests.workspace import CHEAP_VIEWS, make_repository, materialize, offline, online
+from tests.workspace import CHEAP_VIEWS, apply, make_repository, materialize, offline, online
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_an_untagged_view_is_left_to_feast(own_repository, simulated_data):
         "fields = [Field(name='item_id', dtype=String), Field(name='title', dtype=String)]\n"
         "plain = FeatureView(name='plain_items', entities=[item], ttl=timedelta(0), schema=fields, source=source)\n"
     )
-    run_feast(own_repository, "apply")
+    apply(own_repository)
     materialize(own_repository, "plain_items", end=now())
     items = pq.read_table(simulated_data / "items.parquet").to_pandas().sort_values("event_timestamp")
     some = items.drop_duplicates("item_id", keep="last").head(5)
@@ -132,7 +132,7 @@ def test_redis_holds_the_same_as_sqlite(own_repository, redis_url):
     keys = {view: offline(own_repository, view).iloc[:, 0].unique().tolist() for view in CHEAP_VIEWS}
     before = {view: online(own_repository, view, keys[view]) for view in CHEAP_VIEWS}
     file.write_text(yaml.safe_dump(settings))
-    run_feast(own_repository, "apply")
+    apply(own_repository)
     # A store that has never held the view is given all of it, though nothing is left to compute.
     materialize(own_repository, *CHEAP_VIEWS, end=now())
     assert {view: online(own_repository, view, keys[view]) for view in CHEAP_VIEWS} == before

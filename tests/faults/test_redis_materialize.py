@@ -17,7 +17,7 @@ from recsys_llm.errors import EmptiedStoreError, EvictingStoreError
 from recsys_llm.retrieval import FeatureClient, open_store
 from recsys_llm.timestamps import now
 from tests.services import redis_server
-from tests.workspace import CHEAP_VIEWS, materialize, offline, online, use_redis
+from tests.workspace import CHEAP_VIEWS, apply, materialize, offline, online, use_redis
 
 pytestmark = pytest.mark.faults
 
@@ -32,7 +32,7 @@ def server():
 def applied(tmp_path_factory, simulated_data, server) -> Path:
     target = init_repository(tmp_path_factory.mktemp("faults") / "feature_repo", data=simulated_data)
     use_redis(target, server.url, timeout_ms=2_000)
-    run_feast(target, "apply")
+    apply(target)
     return target
 
 

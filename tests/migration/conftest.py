@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from recsys_llm import schema
-from recsys_llm.commands.feast_cli import run_feast
 from recsys_llm.commands.migration import migrate
 from recsys_llm.commands.migration.declared import reads_of
 from recsys_llm.commands.migration.migrate import backfill
@@ -21,7 +20,7 @@ from recsys_llm.commands.train import train_sequence_model
 from recsys_llm.retrieval import open_store
 from recsys_llm.seqgan import SeqGANConfig
 from recsys_llm.timestamps import now
-from tests.workspace import CHEAP_VIEWS, materialize
+from tests.workspace import CHEAP_VIEWS, apply, materialize
 
 ITEMS, ITEMS_2 = schema.ITEM_TEXT_EMBEDDING, "item_text_embedding_v2"
 USERS, USERS_2 = schema.USER_TEXT_EMBEDDING, "user_text_embedding_v2"
@@ -108,7 +107,7 @@ def snapshot(
     )
     services = target / "feature_services.py"
     services.write_text(services.read_text() + SERVICES)
-    run_feast(target, "apply")
+    apply(target)
     quick = SeqGANConfig(mle_epochs=1, adversarial_epochs=0, embedding_dim=8, hidden_dim=8)
     train_sequence_model(target, "seqgan_v1", until=end_of_first_half, settings=quick)
     materialize(target, *CHEAP_VIEWS, ITEMS, USERS, schema.USER_NEXT_ITEMS, schema.ITEM_NEXT_VECTORS, end=now())

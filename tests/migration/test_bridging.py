@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from recsys_llm import FeatureClient, schema
-from recsys_llm.commands.feast_cli import run_feast
 from recsys_llm.commands.migration.migrate import backfill, cutover, plan_migration
 from recsys_llm.config import load_config
 from recsys_llm.errors import ConfigError, FingerprintError, MigrationError
@@ -24,7 +23,7 @@ from recsys_llm.ranking.training import RankerConfig
 from recsys_llm.text.transform import VectorTransform
 from recsys_llm.timestamps import now
 from tests.migration.conftest import BRIDGE, ITEMS, ITEMS_2, PAIRS, USERS, USERS_2, follow_versions, restore
-from tests.workspace import offline
+from tests.workspace import apply, offline
 
 CANDIDATES = [f"i{number:05d}" for number in range(1, 41)]
 
@@ -38,7 +37,7 @@ def bridged_snapshot(backfilled_snapshot):
     assert f'model="{built.encoder}"' in built.todo and "recsys_llm.yaml" not in built.todo
     file = target / "feature_views.py"
     file.write_text(f"{file.read_text()}\n{built.todo}")
-    run_feast(target, "apply")
+    apply(target)
     backfill(target, {ITEMS: BRIDGE})
     return shutil.copytree(target, target.with_name("bridged"))
 

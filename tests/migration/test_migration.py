@@ -22,7 +22,6 @@ from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from feast.types import Bytes, Float32
 
 from recsys_llm import FeatureClient, cli, schema
-from recsys_llm.commands.feast_cli import run_feast
 from recsys_llm.commands.migration import journal, migrate
 from recsys_llm.commands.migration.journal import history, read_versions
 from recsys_llm.commands.migration.migrate import cutover, plan_migration, rollback
@@ -32,7 +31,7 @@ from recsys_llm.errors import ConfigError, MigrationError
 from recsys_llm.producers.parts import part_files
 from recsys_llm.retrieval import open_store
 from tests.migration.conftest import ITEMS, ITEMS_2, ITEMS_3, PAIRS, SWITCHED, USERS, USERS_2, follow_versions, state
-from tests.workspace import offline
+from tests.workspace import apply, offline
 
 
 def new_database(url: str) -> str:
@@ -150,7 +149,7 @@ def test_cutover_switches_all_services_feast_apply_keeps_it_and_rollback_restore
     assert after == expected
     assert after["similar_items"] == [(ITEMS_2, ["embedding"])]
     assert read_versions(backfilled) == PAIRS
-    run_feast(backfilled, "apply")
+    apply(backfilled)
     assert state(backfilled) == after
     # A client goes on with what it resolved, until it is refreshed.
     same = client.lookup(users[0], items, service="ranker_v1")
@@ -297,7 +296,7 @@ def test_services_in_a_postgres_registry_switch_together_and_back(backfilled, po
     settings["registry"]["path"] = database
     other = "feature_store.postgres.yaml"
     (backfilled / other).write_text(yaml.safe_dump(settings))
-    run_feast(backfilled, "-f", str(backfilled / other), "apply")
+    apply(backfilled, config_file=backfilled / other)
     before, embedded = state(backfilled, other), state(backfilled)
     done = cutover(backfilled, PAIRS, config_file=other)
     assert done.services == SWITCHED
@@ -323,7 +322,7 @@ def test_a_registry_that_follows_versions_without_rows_is_found_out(backfilled):
     settings["registry"]["path"] = settings["registry"]["path"].replace("registry.db", "other_registry.db")
     settings["online_store"]["path"] = settings["online_store"]["path"].replace("online.db", "other_online.db")
     (backfilled / other).write_text(yaml.safe_dump(settings))
-    run_feast(backfilled, "-f", str(backfilled / other), "apply")
+    apply(backfilled, config_file=backfilled / other)
     assert state(backfilled, other) == state(backfilled)  # switched, and nothing in its online store
     with pytest.raises(MigrationError, match="Services of this registry read it already; run .*backfill"):
         cutover(backfilled, PAIRS, config_file=other)

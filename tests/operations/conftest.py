@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from recsys_llm.commands.feast_cli import run_feast
 from recsys_llm.commands.repository import init_repository
 from recsys_llm.producers.user_statistics import UserStatistics
 from recsys_llm.timestamps import now
 from tests.services import redis_server
-from tests.workspace import CHEAP_VIEWS, materialize, use_redis
+from tests.workspace import CHEAP_VIEWS, apply, materialize, use_redis
 
 FORGOTTEN = "u00007"
 
@@ -32,7 +31,7 @@ def applied(request, tmp_path_factory, simulated_data, server) -> Path:
     target = init_repository(folder / "feature_repo", data=folder / "tables")
     if request.param == "redis":
         use_redis(target, server.url)
-    run_feast(target, "apply")
+    apply(target)
     shutil.copytree(target / "data", folder / "applied")
     return target
 
