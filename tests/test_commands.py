@@ -19,12 +19,8 @@ from recsys_llm.config import load_config
 from recsys_llm.errors import ConfigError, DataError
 from recsys_llm.timestamps import now
 from tests.builders import hours, write_interactions, write_items, write_tags
+from tests.command_line import run_main
 from tests.workspace import START, make_repository, materialize
-
-
-def recsys_llm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    program = str(Path(sys.executable).with_name("recsys-llm"))
-    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -90,8 +86,14 @@ def test_init_makes_nothing_of_a_folder_without_tables(tmp_path, data):
     assert not (tmp_path / "repo").exists()
 
 
-def test_version():
-    assert recsys_llm("--version").stdout.strip() == __version__
+def test_the_installed_program_says_its_version_and_ends_a_mistake_in_one_line(tmp_path):
+    program = str(Path(sys.executable).with_name("recsys-llm"))
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == __version__
+    command = [program, "train", "seqgan_v1", "--until", "2024-01-01", "-C", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "recsys-llm init" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_version():
     ],
 )
 def test_a_mistake_ends_in_one_line_and_exit_code_2(tmp_path, data, arguments, message):
-    done = recsys_llm(*(argument.format(root=tmp_path) for argument in arguments))
+    done = run_main(*(argument.format(root=tmp_path) for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

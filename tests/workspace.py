@@ -44,24 +44,28 @@ def make_repository(target: Path, data: Path) -> Path:
 
 
 def apply(repository: Path, *, config_file: Path | None = None) -> None:
-    """Run Feast's own ``feast apply`` in this process, without seconds of imports.
+    """Run ``feast apply``; ``config_file`` stands in for ``feature_store.yaml``."""
+    feast(repository, *([] if config_file is None else ["-f", str(config_file)]), "apply")
 
-    ``config_file`` stands in for ``feature_store.yaml``. Tests of the command itself, and of a password in its output,
-    call :func:`recsys_llm.commands.feast_cli.run_feast` instead.
+
+def feast(repository: Path, *arguments: str) -> list[str]:
+    """Do what :func:`recsys_llm.commands.feast_cli.run_feast` does with Feast's own command, in this process.
+
+    A process of its own spends seconds on imports. Tests of ``run_feast``, of what a whole process prints, and of how
+    it ends, start one nevertheless.
     """
-    other = [] if config_file is None else ["-f", str(config_file)]
     with _own_modules(repository), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as run_feast has it
-        done = CliRunner().invoke(feast_command, ["-c", str(repository), *other, "apply"])
+        done = CliRunner().invoke(feast_command, ["-c", str(repository), *arguments])
     if done.exit_code != 0:
-        raise FeastCommandError(f"`feast apply` in {repository} ended with {done.exit_code}:\n{done.output}") from (
-            done.exception
-        )
+        said = f"`feast {' '.join(arguments)}` in {repository} ended with {done.exit_code}:\n{done.output}"
+        raise FeastCommandError(said) from done.exception
+    return list(done.stdout.splitlines())
 
 
 @contextlib.contextmanager
 def _own_modules(repository: Path) -> Iterator[None]:
-    """Undo what ``feast apply`` leaves in a process: the folder, the path, and modules that every one names alike.
+    """Undo what Feast's command leaves in a process: the folder, the path, and modules that every one names alike.
 
     A second repository would find the first one's ``feature_views`` in ``sys.modules``.
     """

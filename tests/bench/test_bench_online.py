@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from recsys_llm.bench import online
 from recsys_llm.bench.online_world import World
 from recsys_llm.errors import ConfigError, DataError, RetrievalError
+from tests.command_line import run_main
 from tests.retrieval.feast_repository import EVERYTHING, Repository, online_config
 from tests.retrieval.online_rows import fill_online
 
@@ -77,10 +76,8 @@ def test_without_a_redis_the_message_says_what_to_install(monkeypatch):
 
 def test_the_command(tmp_path):
     file = tmp_path / "online.json"
-    command = [sys.executable, "-c", "from recsys_llm.cli import main; main()", "bench", "online", "--store", "sqlite"]
-    done = subprocess.run(
-        [*command, "--candidates", "5", "--runs", "3", "--json", str(file)], capture_output=True, text=True, check=False
-    )
+    command = ["bench", "online", "--store", "sqlite", "--candidates", "5", "--runs", "3", "--json", str(file)]
+    done = run_main(*command)
     assert done.returncode == 0, done.stderr
     assert "ratio_to_feast" in done.stdout
     report = json.loads(file.read_text())

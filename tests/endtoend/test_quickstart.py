@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,7 +19,8 @@ from recsys_llm import FeatureClient, schema
 from recsys_llm.commands.feast_cli import run_feast
 from recsys_llm.sources.simulated import write_simulated
 from recsys_llm.timestamps import now
-from tests.workspace import VIEWS, offline
+from tests.command_line import run_main
+from tests.workspace import VIEWS, feast, offline
 
 LEARNED_VECTORS = (schema.ITEM_TEXT_EMBEDDING, schema.USER_TEXT_EMBEDDING)
 
@@ -80,7 +80,7 @@ def test_incremental_run_computes_nothing_anew_and_says_so(finished):
 
 def test_a_full_second_run_computes_nothing_anew(finished):
     _, _, repository, _ = finished
-    printed = run_feast(repository, "materialize", "1900-01-01T00:00:00", now().strftime("%Y-%m-%dT%H:%M:%S"))
+    printed = feast(repository, "materialize", "1900-01-01T00:00:00", now().strftime("%Y-%m-%dT%H:%M:%S"))
     assert sum(": nothing new to compute (" in line for line in printed) == len(VIEWS), printed
 
 
@@ -173,7 +173,7 @@ def test_k_changed_texts_are_k_encodes(finished, tmp_path):
     try:
         pq.write_table(changed, data / "items.parquet")
         end = now().strftime("%Y-%m-%dT%H:%M:%S")
-        printed = run_feast(repository, "materialize", "1900-01-01T00:00:00", end, "-v", schema.ITEM_TEXT_EMBEDDING)
+        printed = feast(repository, "materialize", "1900-01-01T00:00:00", end, "-v", schema.ITEM_TEXT_EMBEDDING)
     finally:
         shutil.copy(tmp_path / "before.parquet", data / "items.parquet")
     assert any(line.startswith("item_text_embedding_v1: computed 3 rows") for line in printed), printed
@@ -181,9 +181,7 @@ def test_k_changed_texts_are_k_encodes(finished, tmp_path):
 
 def test_data_inside_the_workdir_is_refused_before_anything_is_deleted(finished):
     workdir = finished[2].parent
-    program = str(Path(sys.executable).with_name("recsys-llm"))
-    command = [program, "quickstart", "--data", str(workdir / "feature_repo"), "--workdir", str(workdir)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_main("quickstart", "--data", str(workdir / "feature_repo"), "--workdir", str(workdir))
     assert done.returncode == 2
     assert "lies inside the --workdir" in done.stderr
     assert (workdir / "feature_repo" / "recsys_llm.yaml").is_file()
@@ -191,30 +189,7 @@ def test_data_inside_the_workdir_is_refused_before_anything_is_deleted(finished)
 
 def test_a_directory_with_other_files_is_refused(tmp_path, finished):
     (tmp_path / "thesis.tex").write_text("years of work")
-    program = str(Path(sys.executable).with_name("recsys-llm"))
-    command = [program, "quickstart", "--data", str(finished[3]), "--workdir", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_main("quickstart", "--data", str(finished[3]), "--workdir", str(tmp_path))
     assert done.returncode == 2
     assert "no quickstart made" in done.stderr
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
-
-
-@pytest.mark.parametrize("data_set", ["movielens_small", "online_retail"])
-def test_a_slice_of_real_data_goes_the_whole_way(data_set, request, tmp_path):
-    """The real tables with all their hazards, cut to the busiest items and some of the users to fit into CI."""
-    source = request.getfixturevalue(data_set)
-    events = pq.read_table(source / "interactions.parquet")
-    items = pq.read_table(source / "items.parquet")
-    counts = pd.Series(events.column("item_id").to_pylist()).value_counts()
-    keep_items = pa.array(counts.index[:600].tolist())
-    users = pd.Series(events.column("user_id").to_pylist()).drop_duplicates().sort_values()
-    keep_users = pa.array(users.sample(min(len(users), 300), random_state=1).tolist())
-    data = tmp_path / data_set
-    data.mkdir()
-    pq.write_table(items.filter(pc.is_in(items.column("item_id"), keep_items)), data / "items.parquet")
-    both = pc.and_(pc.is_in(events.column("item_id"), keep_items), pc.is_in(events.column("user_id"), keep_users))
-    pq.write_table(events.filter(both), data / "interactions.parquet")
-    report, _ = quickstart(data, tmp_path / "work")
-    assert report["data"]["interactions"] > 1000
-    assert report["next_items"]["chosen"]["hr_at_10"] > report["next_items"]["popularity"]["hr_at_10"]
-    assert all(step["rows"] > 0 for step in report["steps"] if step["name"] != "feast apply")

@@ -18,7 +18,7 @@ from recsys_llm.errors import ConfigError, LeakageError
 from recsys_llm.producers.base import ProducerTag
 from recsys_llm.retrieval import open_store
 from recsys_llm.timestamps import now
-from tests.workspace import CHEAP_VIEWS, apply, make_repository, materialize, offline, online
+from tests.workspace import CHEAP_VIEWS, apply, feast, make_repository, materialize, offline, online
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +77,7 @@ def test_stock_history_reads_the_parts(repository):
 
 
 def test_incremental_computes_nothing_anew_and_says_so(repository):
-    printed = run_feast(
-        repository, "materialize-incremental", now().strftime("%Y-%m-%dT%H:%M:%S"), "-v", schema.ITEM_STATS
-    )
+    printed = feast(repository, "materialize-incremental", now().strftime("%Y-%m-%dT%H:%M:%S"), "-v", schema.ITEM_STATS)
     assert any(line.startswith("item_stats: nothing") for line in printed)
 
 
@@ -136,7 +134,7 @@ def test_redis_holds_the_same_as_sqlite(own_repository, redis_url):
     # A store that has never held the view is given all of it, though nothing is left to compute.
     materialize(own_repository, *CHEAP_VIEWS, end=now())
     assert {view: online(own_repository, view, keys[view]) for view in CHEAP_VIEWS} == before
-    run_feast(own_repository, "teardown")
+    feast(own_repository, "teardown")
 
 
 def test_an_end_in_the_future_is_refused(own_repository):

@@ -22,6 +22,7 @@ from recsys_llm.errors import ConfigError, FingerprintError, LayoutError, Schema
 from recsys_llm.retrieval import FeatureClient, Status, open_store
 from recsys_llm.retrieval.columns import Kind
 from tests.retrieval.feast_repository import DIMENSION, EVERYTHING, PLAIN, Repository, hours, online_config
+from tests.workspace import apply
 
 YAML = """
 project: shop
@@ -80,19 +81,8 @@ def test_the_packaged_repository_is_understood(tmp_path):
     source = Path(recsys_llm.__file__).parents[1] / "feature_repo"
     folder = tmp_path / "feature_repo"
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("data", "__pycache__"))
-    registering = """
-import sys
-sys.path.insert(0, ".")
-import entities, feature_services, feature_views
-from feast import FeatureView
-from recsys_llm.retrieval import open_store
-store = open_store(".")
-views = [view for view in vars(feature_views).values() if isinstance(view, FeatureView)]
-(store.repo_path / "data").mkdir()
-objects = [entities.user, entities.item, *views, feature_services.ranker_v1]
-store.apply(objects, skip_feature_view_validation=True)
-"""
-    subprocess.run([sys.executable, "-c", registering], cwd=folder, check=True)
+    (folder / "data").mkdir()
+    apply(folder)
     service = FeatureClient(folder).resolve(schema.RANKER)
     kinds = {feature.column: feature.kind for view in service.views for feature in view.features}
     assert kinds["item_text_embedding_v1__embedding"] == kinds["user_next_items_v1__centroid"] == Kind.VECTOR

@@ -15,6 +15,7 @@ from recsys_llm.files import read_signed_json, signed_json
 from recsys_llm.retrieval import FeatureClient, LookupClient, Status
 from recsys_llm.retrieval.serving import read_manifest
 from recsys_llm.retrieval.serving_export import export_serving
+from tests.command_line import run_main
 from tests.retrieval.feast_repository import EVERYTHING, MOOD, PLAIN, Repository, online_config
 from tests.retrieval.online_rows import ITEMS, NOW, fill_online
 from tests.services import redis_server
@@ -169,10 +170,7 @@ def test_the_command(tmp_path):
         "entity_key_serialization_version: 3\n"
     )
     out = tmp_path / "serving.json"
-    program = [sys.executable, "-c", "from recsys_llm.cli import main; main()", "export-serving"]
-    done = subprocess.run(
-        [*program, PLAIN, "--out", str(out), "-C", str(tmp_path)], capture_output=True, text=True, check=False
-    )
+    done = run_main("export-serving", PLAIN, "--out", str(out), "-C", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "plain, 2 views, 4 features" in done.stdout
     with LookupClient(out, now=lambda: NOW) as client:
