@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,23 @@ from tests.models import make_model, reference, tiny_bert
 from tests.services import ServiceMissingError, postgres_server, redis_server
 
 __all__ = ["make_model", "reference", "tiny_bert"]
+
+FEAST_METRICS = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give Feast, of this process and of those that it starts, a folder for its metrics.
+
+    Every process makes one of its own otherwise, and leaves it behind where it is killed, or is a worker of xdist.
+    """
+    folder = tempfile.mkdtemp(prefix="recsys_llm_metrics_")
+    config.stash[FEAST_METRICS] = folder
+    os.environ["PROMETHEUS_MULTIPROCESS_DIR"] = os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the folder for Feast's metrics."""
+    shutil.rmtree(config.stash[FEAST_METRICS])
 
 
 @pytest.fixture(scope="session")

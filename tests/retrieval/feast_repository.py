@@ -7,7 +7,7 @@ pass through Feast's join) and ``user_mood`` (a ttl of ten hours).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
 from feast.data_format import ParquetFormat
+from feast.data_source import DataSource
 from feast.types import Array, Float32, Float64, Int64, String
 from sqlalchemy.engine import make_url
 
@@ -32,7 +33,10 @@ PLAIN, EVERYTHING = "plain", "everything"
 MOOD_TTL = timedelta(hours=10)
 
 FLOATS, STRINGS = pa.list_(pa.float32()), pa.list_(pa.string())
-VIEWS: Mapping[str, tuple[str, timedelta, Mapping[str, tuple[Any, Any]]]] = {
+Views = Mapping[str, tuple[str, timedelta, Mapping[str, tuple[Any, Any]]]]
+"""Of each view: its entity, its ttl, and its features' types of Feast and of Arrow."""
+
+VIEWS: Views = {
     schema.ITEM_TEXT_EMBEDDING: (
         schema.ITEM,
         timedelta(0),
@@ -94,6 +98,50 @@ def online_config(kind: str, folder: Path, url: str | None = None) -> dict[str, 
     return {"type": "sqlite", "path": "data/online.db"}
 
 
+def applied_store(
+    folder: Path,
+    views: Views,
+    source: Callable[[str], DataSource],
+    *,
+    services: Mapping[str, Sequence[str]] | None = None,
+    tags: Mapping[str, dict[str, str]] | None = None,
+    **settings: Any,
+) -> FeatureStore:
+    """Apply views, each over its ``source``, and services of the views that they name; return the store.
+
+    ``settings`` are those of the config that differ: its project and its stores.
+    """
+    config = RepoConfig(
+        provider="local",
+        registry={"registry_type": "sql", "path": f"sqlite:///{folder / 'registry.db'}", "cache_ttl_seconds": 600},
+        entity_key_serialization_version=3,
+        repo_path=folder,
+        **settings,
+    )
+    entities = {
+        name: Entity(name=name, join_keys=[key], value_type=ValueType.STRING) for name, key in schema.JOIN_KEYS.items()
+    }
+    made = {
+        name: FeatureView(
+            name=name,
+            entities=[entities[entity]],
+            ttl=ttl,
+            schema=[
+                Field(name=schema.JOIN_KEYS[entity], dtype=String),
+                *(Field(name=feature, dtype=kind) for feature, (kind, _) in features.items()),
+            ],
+            source=source(name),
+            tags=(tags or {}).get(name, {}),
+        )
+        for name, (entity, ttl, features) in views.items()
+    }
+    named = services or {EVERYTHING: tuple(views), PLAIN: (schema.ITEM_STATS, MOOD)}
+    read = [FeatureService(name=name, features=[made[view] for view in of]) for name, of in named.items()]
+    store = FeatureStore(config=config)
+    store.apply([*entities.values(), *made.values(), *read])
+    return store
+
+
 class Repository:
     """The repository, applied once; parts and online rows may be rewritten."""
 
@@ -104,7 +152,7 @@ class Repository:
         online: Mapping[str, Any],
         project: str = "shop",
         offline: str = "duckdb",
-        views: Mapping[str, tuple[str, timedelta, Mapping[str, tuple[Any, Any]]]] = VIEWS,
+        views: Views = VIEWS,
         tags: Mapping[str, dict[str, str]] | None = None,
         services: Mapping[str, Sequence[str]] | None = None,
         **settings: Any,
@@ -113,28 +161,19 @@ class Repository:
         self.folder = folder
         self.numbers = count()
         self.views = views
-        self.tags = tags or {}
         for view in views:
             self.write(view, [])
-        config = RepoConfig(
+        self.store = applied_store(
+            folder,
+            views,
+            self._source,
+            services=services,
+            tags=tags,
             project=project,
-            provider="local",
-            registry={"registry_type": "sql", "path": f"sqlite:///{folder / 'registry.db'}", "cache_ttl_seconds": 600},
             offline_store={"type": offline},
             online_store=dict(online),
-            entity_key_serialization_version=3,
-            repo_path=folder,
             **settings,
         )
-        self.store = FeatureStore(config=config)
-        entities = {
-            name: Entity(name=name, join_keys=[key], value_type=ValueType.STRING)
-            for name, key in schema.JOIN_KEYS.items()
-        }
-        made = {name: self._view(name, entities) for name in views}
-        named = services or {EVERYTHING: tuple(views), PLAIN: (schema.ITEM_STATS, MOOD)}
-        read = [FeatureService(name=name, features=[made[view] for view in of]) for name, of in named.items()]
-        self.store.apply([*entities.values(), *made.values(), *read])
 
     def directory(self, view: str) -> Path:
         return self.folder / "features" / view
@@ -178,22 +217,13 @@ class Repository:
         data = _convert_arrow_to_proto(batch, definition, {key: ValueType.STRING})
         self.store.provider.online_write_batch(self.store.config, definition, data, None)
 
-    def _view(self, name: str, entities: Mapping[str, Entity]) -> FeatureView:
-        entity, ttl, features = self.views[name]
-        key = schema.JOIN_KEYS[entity]
-        return FeatureView(
-            name=name,
-            entities=[entities[entity]],
-            ttl=ttl,
-            schema=[Field(name=key, dtype=String), *(Field(name=f, dtype=d) for f, (d, _) in features.items())],
-            source=FileSource(
-                name=f"{name}_parts",
-                path=str(self.directory(name)),
-                file_format=ParquetFormat(),
-                timestamp_field=schema.EVENT_TIMESTAMP,
-                created_timestamp_column=schema.CREATED_TIMESTAMP,
-            ),
-            tags=self.tags.get(name, {}),
+    def _source(self, view: str) -> FileSource:
+        return FileSource(
+            name=f"{view}_parts",
+            path=str(self.directory(view)),
+            file_format=ParquetFormat(),
+            timestamp_field=schema.EVENT_TIMESTAMP,
+            created_timestamp_column=schema.CREATED_TIMESTAMP,
         )
 
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pyarrow as pa
-from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, RepoConfig, ValueType
 from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source import PostgreSQLSource
-from feast.types import String
 from sqlalchemy.engine import make_url
 
 from recsys_llm import schema
-from tests.retrieval.feast_repository import EVERYTHING, MOOD, PLAIN, VIEWS
+from tests.retrieval.feast_repository import VIEWS, applied_store
 
 TYPES = {
     pa.string(): "text",
@@ -42,33 +39,20 @@ class PostgresRepository:
             columns = [f"{schema.JOIN_KEYS[entity]} text", *(f"{name} {TYPES[a]}" for name, (_, a) in features.items())]
             stamps = "event_timestamp timestamptz, created_timestamp timestamptz, part text"
             self.connection.execute(f"CREATE TABLE {self.schema}.{view} ({', '.join(columns)}, {stamps})")
-        config = RepoConfig(
-            project="shop",
-            provider="local",
-            registry={"registry_type": "sql", "path": f"sqlite:///{folder / 'registry.db'}", "cache_ttl_seconds": 600},
-            offline_store={
-                "type": "postgres",
-                "host": parsed.host,
-                "port": parsed.port,
-                "database": parsed.database,
-                "db_schema": self.schema,
-                "user": parsed.username,
-                "password": parsed.password,
-                "sslmode": "disable",
-            },
-            online_store={"type": "sqlite", "path": "data/online.db"},
-            entity_key_serialization_version=3,
-            repo_path=folder,
-        )
-        self.store = FeatureStore(config=config)
-        entities = {
-            name: Entity(name=name, join_keys=[key], value_type=ValueType.STRING)
-            for name, key in schema.JOIN_KEYS.items()
+        offline = {
+            "type": "postgres",
+            "host": parsed.host,
+            "port": parsed.port,
+            "database": parsed.database,
+            "db_schema": self.schema,
+            "user": parsed.username,
+            "password": parsed.password,
+            "sslmode": "disable",
         }
-        made = {name: self._view(name, entities) for name in VIEWS}
-        named = services or {EVERYTHING: tuple(VIEWS), PLAIN: (schema.ITEM_STATS, MOOD)}
-        read = [FeatureService(name=name, features=[made[view] for view in of]) for name, of in named.items()]
-        self.store.apply([*entities.values(), *made.values(), *read])
+        online = {"type": "sqlite", "path": "data/online.db"}
+        self.store = applied_store(
+            folder, VIEWS, _source, services=services, project="shop", offline_store=offline, online_store=online
+        )
 
     def close(self) -> None:
         self.connection.execute(f"DROP SCHEMA {self.schema} CASCADE")
@@ -98,20 +82,11 @@ class PostgresRepository:
             if values:
                 cursor.executemany(query, values)
 
-    def _view(self, name: str, entities: Mapping[str, Entity]) -> FeatureView:
-        entity, ttl, features = VIEWS[name]
-        return FeatureView(
-            name=name,
-            entities=[entities[entity]],
-            ttl=ttl or timedelta(0),
-            schema=[
-                Field(name=schema.JOIN_KEYS[entity], dtype=String),
-                *(Field(name=feature, dtype=kind) for feature, (kind, _) in features.items()),
-            ],
-            source=PostgreSQLSource(
-                name=f"{name}_table",
-                table=name,
-                timestamp_field=schema.EVENT_TIMESTAMP,
-                created_timestamp_column=schema.CREATED_TIMESTAMP,
-            ),
-        )
+
+def _source(view: str) -> PostgreSQLSource:
+    return PostgreSQLSource(
+        name=f"{view}_table",
+        table=view,
+        timestamp_field=schema.EVENT_TIMESTAMP,
+        created_timestamp_column=schema.CREATED_TIMESTAMP,
+    )
