@@ -54,7 +54,7 @@ def feast(repository: Path, *arguments: str) -> list[str]:
     A process of its own spends seconds on imports. Tests of ``run_feast``, of what a whole process prints, and of how
     it ends, start one nevertheless.
     """
-    with _own_modules(repository), warnings.catch_warnings():
+    with own_modules(repository), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as run_feast has it
         done = CliRunner().invoke(feast_command, ["-c", str(repository), *arguments])
     if done.exit_code != 0:
@@ -64,7 +64,7 @@ def feast(repository: Path, *arguments: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _own_modules(repository: Path) -> Iterator[None]:
+def own_modules(repository: Path) -> Iterator[None]:
     """Undo what Feast's command leaves in a process: the folder, the path, and modules that every one names alike.
 
     A second repository would find the first one's ``feature_views`` in ``sys.modules``.

@@ -13,14 +13,14 @@ import yaml
 
 from recsys_llm import schema
 from recsys_llm.commands.migration import migrate
-from recsys_llm.commands.migration.declared import reads_of
+from recsys_llm.commands.migration.declared import read_declared, reads_of
 from recsys_llm.commands.migration.migrate import backfill
 from recsys_llm.commands.repository import init_repository
 from recsys_llm.commands.train import train_sequence_model
 from recsys_llm.retrieval import open_store
 from recsys_llm.seqgan import SeqGANConfig
 from recsys_llm.timestamps import now
-from tests.workspace import CHEAP_VIEWS, apply, materialize
+from tests.workspace import CHEAP_VIEWS, apply, materialize, own_modules
 
 ITEMS, ITEMS_2 = schema.ITEM_TEXT_EMBEDDING, "item_text_embedding_v2"
 USERS, USERS_2 = schema.USER_TEXT_EMBEDDING, "user_text_embedding_v2"
@@ -140,21 +140,16 @@ def restore(snapshot: Path) -> Path:
     return Path(shutil.copytree(snapshot, target))
 
 
-_DECLARED: dict[tuple[str, ...], object] = {}
-
-
 @pytest.fixture(autouse=True)
-def declared_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask the real process once for each state of the Python files and versions.yaml: it takes seconds."""
-    real = migrate.declared_services
+def declared_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read the Python files in this process: the real one takes seconds, and test_migration.py compares the two."""
 
-    def remembered(repository: Path, versions: dict[str, str]) -> object:
-        key = (*(file.read_text() for file in sorted(repository.glob("*.py"))), repr(sorted(versions.items())))
-        if key not in _DECLARED:
-            _DECLARED[key] = real(repository, versions)
-        return _DECLARED[key]
+    def read(repository: Path, versions: dict[str, str]) -> object:
+        with own_modules(repository), monkeypatch.context() as patched:
+            patched.setattr(schema, "read_versions", schema.read_versions)  # put back what it changes
+            return read_declared(repository.resolve(), versions)
 
-    monkeypatch.setattr(migrate, "declared_services", remembered)
+    monkeypatch.setattr(migrate, "declared_services", read)
 
 
 def state(repository: Path, config_file: str | None = None) -> dict[str, object]:

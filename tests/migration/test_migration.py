@@ -205,38 +205,6 @@ def test_an_item_view_alone_is_refused_where_cosines_would_mix_two_encoders(back
     assert state(backfilled) == before and not (backfilled / schema.VERSIONS_FILE).exists()
 
 
-def test_a_service_that_names_its_views_itself_is_refused_with_the_edit(backfilled, monkeypatch):
-    file = backfilled / "feature_services.py"
-    text = file.read_text()
-    fixed = text.replace(
-        """schema.current_views(
-        [item_text_embedding[["embedding"]]], among=vars(feature_views), beside=__file__
-    )""",
-        '[item_text_embedding[["embedding"]]]',
-    )
-    assert fixed != text
-    file.write_text(fixed)
-    before = state(backfilled)
-    with pytest.raises(MigrationError, match=r"(?s)services similar_items name .*schema\.current_views"):
-        cutover(backfilled, PAIRS)
-    assert state(backfilled) == before and not (backfilled / schema.VERSIONS_FILE).exists()
-    monkeypatch.setattr(sys, "executable", "false")
-    file.write_text(text + "\nimport nothing_like_it\n")
-    with pytest.raises(MigrationError, match="can't be read as `feast apply` would read them"):
-        cutover(backfilled, PAIRS)
-    assert state(backfilled) == before
-
-
-def test_a_service_that_was_edited_and_not_applied_is_refused(backfilled, monkeypatch):
-    edited = {**state(backfilled), "ranker_v1": [(ITEMS_2, []), (schema.USER_STATS, [])]}
-    monkeypatch.setattr(migrate, "declared_services", lambda *_: edited)
-    with pytest.raises(MigrationError, match="the repository's Python files make it .*run `feast apply` first"):
-        cutover(backfilled, PAIRS)
-    del edited["ranker_v1"]
-    with pytest.raises(MigrationError, match="ranker_v1 is in the registry but not in the repository"):
-        cutover(backfilled, PAIRS)
-
-
 def test_versions_follow_each_other_and_go_back_last_first(backfilled):
     cutover(backfilled, PAIRS)
     with pytest.raises(MigrationError, match=f"services read {ITEMS_2} in place of {ITEMS}; name {ITEMS_2}"):

@@ -67,13 +67,12 @@ def same_reads(one: Reads, other: Reads) -> bool:
     return all(not left or not right or left == right for (_, left), (_, right) in pairs)
 
 
-def _main() -> None:
-    root, answer = Path(sys.argv[1]), Path(sys.argv[2])
-    proposed = json.load(sys.stdin)
+def read_declared(root: Path, versions: Mapping[str, str]) -> dict[str, Reads]:
+    """Return what :func:`declared_services` does, in this process: its directory, path and modules are changed."""
     read = schema.read_versions
 
     def read_proposed(file: Path) -> dict[str, str]:
-        return proposed if file == root / schema.VERSIONS_FILE else read(file)
+        return dict(versions) if file == root / schema.VERSIONS_FILE else read(file)
 
     schema.read_versions = read_proposed
     # As the `feast` command does: module names start at the working directory.
@@ -81,8 +80,12 @@ def _main() -> None:
     sys.path.insert(0, str(root))
     from feast.repo_operations import parse_repo
 
-    services = {service.name: reads_of(service) for service in parse_repo(root).feature_services}
-    answer.write_text(json.dumps(services), encoding="utf-8")
+    return {service.name: reads_of(service) for service in parse_repo(root).feature_services}
+
+
+def _main() -> None:
+    services = read_declared(Path(sys.argv[1]), json.load(sys.stdin))
+    Path(sys.argv[2]).write_text(json.dumps(services), encoding="utf-8")
 
 
 if __name__ == "__main__":
