@@ -20,8 +20,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## Whole path on real data: tables in, ranked items out
 	$(BIN)/recsys-llm quickstart
 
+# In the order of folders: otherwise xdist begins with the files of most tests, and one worker is left with slow ones.
 test: $(INSTALLED)  ## All tests (real Redis and Postgres from wheels)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)  ## ruff and mypy --strict
 	$(BIN)/ruff check .

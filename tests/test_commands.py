@@ -86,14 +86,14 @@ def test_init_makes_nothing_of_a_folder_without_tables(tmp_path, data):
     assert not (tmp_path / "repo").exists()
 
 
-def test_the_installed_program_says_its_version_and_ends_a_mistake_in_one_line(tmp_path):
+def test_the_installed_program_says_its_version_and_ends_a_mistake_in_one_line(data):
     program = str(Path(sys.executable).with_name("recsys-llm"))
     done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == __version__
-    command = [program, "train", "seqgan_v1", "--until", "2024-01-01", "-C", str(tmp_path)]
+    command = [program, "init", str(data), "--data", str(data)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "recsys-llm init" in done.stderr and "Traceback" not in done.stderr
+    assert "no empty directory" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from recsys_llm.bench import advance, backfill
 from recsys_llm.commands import bench_advance
+from tests.workspace import feast
 
 
 def test_events_are_advanced_and_equal_to_reading_again(monkeypatch, tmp_path):
@@ -12,6 +13,7 @@ def test_events_are_advanced_and_equal_to_reading_again(monkeypatch, tmp_path):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(advance, "BATCH", 10)
+    monkeypatch.setattr(bench_advance, "run_feast", feast)  # two processes of seconds each
     found = bench_advance.run_advance(tmp_path, runs=3)
     assert [result["name"] for result in found["results"]] == ["stream_1", "stream_10", "model_10", "again_10"]
     assert all(result["events_per_s"] > 0 for result in found["results"])

@@ -17,7 +17,7 @@ from recsys_llm.errors import EmptiedStoreError, EvictingStoreError
 from recsys_llm.retrieval import FeatureClient, open_store
 from recsys_llm.timestamps import now
 from tests.services import redis_server
-from tests.workspace import CHEAP_VIEWS, apply, materialize, offline, online, use_redis
+from tests.workspace import CHEAP_VIEWS, apply, feast, materialize, offline, online, use_redis
 
 pytestmark = pytest.mark.faults
 
@@ -71,7 +71,7 @@ def test_full_redis(repository, server):
         after = read(repository, schema.USER_STATS, list(before))
         assert all(after[key] is not None and after[key] >= value for key, value in before.items())
         admin.config_set("maxmemory", 0)
-    run_feast(repository, *arguments)
+    feast(repository, *arguments)
     expected = newest(repository, schema.USER_STATS)
     assert read(repository, schema.USER_STATS, list(expected)) == expected
     assert len(expected) >= len(before)
