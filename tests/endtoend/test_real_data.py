@@ -22,9 +22,9 @@ def test_a_slice_of_real_data_goes_the_whole_way(data_set, request, tmp_path, mo
     events = pq.read_table(source / "interactions.parquet")
     items = pq.read_table(source / "items.parquet")
     counts = pd.Series(events.column("item_id").to_pylist()).value_counts()
-    keep_items = pa.array(counts.index[:600].tolist())
+    keep_items = pa.array(counts.index[:400].tolist())
     users = pd.Series(events.column("user_id").to_pylist()).drop_duplicates().sort_values()
-    keep_users = pa.array(users.sample(min(len(users), 300), random_state=1).tolist())
+    keep_users = pa.array(users.sample(min(len(users), 180), random_state=1).tolist())
     data = tmp_path / data_set
     data.mkdir()
     pq.write_table(items.filter(pc.is_in(items.column("item_id"), keep_items)), data / "items.parquet")
