@@ -16,22 +16,15 @@ from tests.services import ServiceMissingError, postgres_server, redis_server
 
 __all__ = ["make_model", "reference", "tiny_bert"]
 
-FEAST_METRICS = pytest.StashKey[str]()
+# Feast takes a folder for metrics when it is imported, which the conftest.py of a subfolder does before any hook runs.
+# One of its own would be left behind by every process that is killed, and by every worker of xdist.
+FEAST_METRICS = tempfile.mkdtemp(prefix="recsys_llm_metrics_")
+os.environ["PROMETHEUS_MULTIPROCESS_DIR"] = os.environ["PROMETHEUS_MULTIPROC_DIR"] = FEAST_METRICS
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Give Feast, of this process and of those that it starts, a folder for its metrics.
-
-    Every process makes one of its own otherwise, and leaves it behind where it is killed, or is a worker of xdist.
-    """
-    folder = tempfile.mkdtemp(prefix="recsys_llm_metrics_")
-    config.stash[FEAST_METRICS] = folder
-    os.environ["PROMETHEUS_MULTIPROCESS_DIR"] = os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
+def pytest_unconfigure() -> None:
     """Remove the folder for Feast's metrics."""
-    shutil.rmtree(config.stash[FEAST_METRICS])
+    shutil.rmtree(FEAST_METRICS)
 
 
 @pytest.fixture(scope="session")
