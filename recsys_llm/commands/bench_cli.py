@@ -206,6 +206,20 @@ def advance(
     _finish(content, json_file)
 
 
+@app.command()
+def softmax(
+    runs: Annotated[int, typer.Option(min=3, help="Gradient steps of each side, in turns.")] = 15,
+    json_file: JsonFile = None,
+) -> None:
+    """Time teacher forcing over 100,000 items: the softmax over all of them, and over a sample (logQ correction).
+
+    Example: recsys-llm bench softmax --json softmax.json
+    """
+    from recsys_llm.bench.softmax import bench_softmax
+
+    _finish(bench_softmax(runs=runs), json_file)
+
+
 def _finish(content: dict[str, Any], json_file: Path | None) -> None:
     from recsys_llm.bench.report import show_report, write_report
 

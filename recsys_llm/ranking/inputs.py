@@ -22,6 +22,7 @@ from recsys_llm.ranking.cooccurrence import CooccurrenceModel
 from recsys_llm.ranking.events import Floats, Ints, entries
 from recsys_llm.ranking.products import matrix, pick
 from recsys_llm.retrieval.blocks import EntityBlock, FeatureBatch
+from recsys_llm.retrieval.pairwise import not_own
 from recsys_llm.schema import ITEM_STATS, USER_NEXT_ITEMS, USER_STATS, feature_column
 
 BASELINE_COLUMNS = (
@@ -91,7 +92,7 @@ class RankerInputs:
         result[:, 11] = log_score(self.cooccurrence.neighbour_scores(sides.recent, users, codes))
         result[:, 12] = log_score(self.cooccurrence.successor_scores(sides.last_basket, users, codes))
         if self.pairwise:
-            result[:, 13] = batch.scalar(_entropy(batch))
+            result[:, 13] = _entropy(batch)
             result[:, 14:] = _pairwise(batch, self.pairwise, pairwise)
         return result
 
@@ -226,10 +227,11 @@ def _column(block: EntityBlock, view: str, feature: str) -> Any:
     return block.columns[name]
 
 
-def _entropy(batch: FeatureBatch) -> str:
-    """Return the column of the next items' entropy, in whatever version of the view the service reads."""
+def _entropy(batch: FeatureBatch) -> Floats:
+    """Return the next items' entropy, from whatever version of the view the service reads; NaN where not the user's."""
     listed = batch.pairwise_inputs.next_items
-    return feature_column(USER_NEXT_ITEMS if listed is None else listed.split("__")[0], schema.ENTROPY)
+    name = feature_column(USER_NEXT_ITEMS if listed is None else listed.split("__")[0], schema.ENTROPY)
+    return np.where(not_own(batch.user, name)[batch.user_rows], np.float32(np.nan), batch.scalar(name))
 
 
 def _pairwise(batch: FeatureBatch, names: tuple[str, ...], values: Floats | None) -> Floats:

@@ -2,6 +2,9 @@
 
 A pair's values don't depend on what else is in the batch, to the last bit: dot products are sums along one row in a
 fixed order (NumPy's pairwise summation), never a matrix product, whose order of addition depends on the shape.
+
+A row that stands in for a user's own says what is liked in their segment or by everyone, on another scale than a
+model's predictions: pairwise features count it as not known (NaN). What it holds is in the batch's own columns.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ NEXT_SCORE: Final = "pairwise__next_score"
 
 PAIRWISE: Final = (TEXT_COSINE, CENTROID_COSINE, NEXT_RECIPROCAL_RANK, NEXT_LISTED, NEXT_LOG_PROB, NEXT_SCORE)
 """All pairwise features, in the order of the columns of ``FeatureBatch.pairwise``. A service has those that its columns
-allow; each is NaN where one of its inputs is missing."""
+allow; each is NaN where one of its inputs is missing, or is not the user's own (``Status.FALLBACK``)."""
 
 CHUNK_ROWS = 1024
 """Pairs gathered at a time: 1024 x 384 floats fit the cache."""
@@ -93,6 +96,14 @@ class PairwiseInputs:
         }
         return tuple(name for name in PAIRWISE if allowed[name])
 
+    def user_column(self, name: str) -> str:
+        """Return the user's column that the pairwise feature ``name`` is made from."""
+        made_from = {TEXT_COSINE: self.user_text, CENTROID_COSINE: self.centroid, NEXT_SCORE: self.next_query}
+        column = made_from.get(name, self.next_items)
+        if column is None:
+            raise ServiceError(f"pairwise features: {name} has no input here; ask for one of {', '.join(self.names)}")
+        return column
+
 
 def _only(columns: list[str], feature: str) -> str | None:
     found = [column for column in columns if column.endswith(f"__{feature}")]
@@ -133,7 +144,22 @@ def pairwise_features(
     if inputs.next_query and inputs.next_vector:
         features[NEXT_SCORE] = _dots(user, inputs.next_query, user_rows, item, inputs.next_vector, item_rows)
     columns = [features[name] for name in inputs.names]
-    return np.stack(columns, axis=1) if columns else np.empty((len(user_rows), 0), dtype=np.float32)
+    if not columns:
+        return np.empty((len(user_rows), 0), dtype=np.float32)
+    values = np.stack(columns, axis=1)
+    for place, name in enumerate(inputs.names):
+        others = not_own(user, inputs.user_column(name))
+        if others.any():
+            values[others[user_rows], place] = np.nan
+    return values
+
+
+def not_own(user: EntityBlock, column: str) -> npt.NDArray[np.bool_]:
+    """Return bool (m,): for which of the users the value of ``column`` is that of their segment, or of everyone."""
+    from recsys_llm.retrieval.blocks import Status  # which imports this module
+
+    status = user.status.get(column.split("__")[0])
+    return np.zeros(len(user), np.bool_) if status is None else np.asarray(status == Status.FALLBACK)
 
 
 def row_norms(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -77,14 +77,16 @@ class Generator(nn.Module):
         present = text.abs().sum(1, keepdim=True) > 0
         return (((text - self.text_mean) / self.text_scale) * present) @ self.map
 
-    def item_table(self) -> ItemTable:
-        """Return the vectors and biases of the vocabulary."""
-        rated = self.counts > 0
-        vectors = self.free * rated.unsqueeze(1)
+    def item_table(self, items: Tensor | None = None) -> ItemTable:
+        """Return the vectors and biases of the vocabulary, or of ``items`` alone (int64 (n,))."""
+        parts = self.counts, self.free, self.bias, self.text
+        counts, free, bias, text = parts if items is None else (part[items] for part in parts)
+        rated = counts > 0
+        vectors = free * rated.unsqueeze(1)
         if self.text.shape[1]:
-            vectors = vectors + self.mapped(self.text)
-        popularity = torch.log(self.counts.to(self.bias.dtype) + 0.5)
-        return ItemTable(vectors, self.popularity_scale * popularity + self.bias * rated)
+            vectors = vectors + self.mapped(text)
+        popularity = torch.log(counts.to(self.bias.dtype) + 0.5)
+        return ItemTable(vectors, self.popularity_scale * popularity + bias * rated)
 
     def read_groups(self, vectors: Tensor, items: Tensor, offsets: Tensor) -> Tensor:
         """Return the mean item vector of each group, (groups, E); unknown items don't count, zero if all are.

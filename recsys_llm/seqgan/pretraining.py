@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from recsys_llm.seqgan.histories import Ints
 from recsys_llm.seqgan.losses import weighted_nll
 from recsys_llm.seqgan.reading import LANES, segment_inputs
 from recsys_llm.seqgan.resuming import SavedTraining
+from recsys_llm.seqgan.sampled_softmax import draw_negatives, popularity_proposal, sampled_nll
 from recsys_llm.seqgan.sequences import Batch, Sequences, Windows, make_batch
 from recsys_llm.seqgan.settings import SeqGANConfig, TrainingProgress
 
@@ -173,8 +174,10 @@ def teacher_forcing_loss(generator: Generator, batch: Batch, states: Tensor, con
     states : (B, state_dim)
         Before each window.
     config
-        For ``dropout`` and ``item_dropout``.
+        For ``dropout``, ``item_dropout`` and the kind of softmax.
     """
+    if config.samples_softmax(len(generator.counts)):
+        return _sampled_loss(generator, batch, states, config)
     table = generator.item_table()
     queries, _ = generator(input_grid(generator, table, batch, config.item_dropout), states, dropout=config.dropout)
     return weighted_nll(
@@ -184,6 +187,31 @@ def teacher_forcing_loss(generator: Generator, batch: Batch, states: Tensor, con
         rows=batch.target_rows,
         targets=batch.targets,
         weights=batch.target_weights,
+    )
+
+
+def _sampled_loss(generator: Generator, batch: Batch, states: Tensor, config: SeqGANConfig) -> Tensor:
+    """Return the loss over a sample of the items; no other item's vector is made."""
+    proposal = popularity_proposal(generator.counts).to(generator.free.dtype)
+    negatives = draw_negatives(proposal, config.softmax_negatives)
+    known = batch.input_items >= 0
+    parts = [batch.input_items[known], batch.targets, negatives]
+    used, places = torch.unique(torch.cat(parts), return_inverse=True)
+    read, targets, drawn = places.split([len(part) for part in parts])
+    inputs = batch.input_items.clone()
+    inputs[known] = read
+    table = generator.item_table(used)
+    grid = input_grid(generator, table, replace(batch, input_items=inputs), config.item_dropout)
+    queries, _ = generator(grid, states, dropout=config.dropout)
+    return sampled_nll(
+        queries.flatten(0, 1)[batch.place],
+        table.vectors,
+        table.bias,
+        rows=batch.target_rows,
+        targets=targets,
+        weights=batch.target_weights,
+        negatives=drawn,
+        log_proposal=proposal[negatives],
     )
 
 

@@ -11,6 +11,10 @@ from recsys_llm.errors import ConfigError, did_you_mean
 Phase = Literal["mle", "density_ratio", "discriminator", "adversarial"]
 DiscriminatorName = Literal["gru", "cnn", "density_ratio"]
 EstimatorName = Literal["rollouts", "rollouts_baseline", "reinforce"]
+SoftmaxName = Literal["auto", "full", "sampled"]
+
+SAMPLED_ABOVE = 50_000
+"""Items above which "auto" estimates the softmax from a sample."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ class SeqGANConfig:
     """Decoupled, on the free item embedding only, per unit of learning rate. 0 to 10."""
     mle_epochs: int = 14
     """Most passes over the training data before the adversarial phase. 1 to 1000."""
+    softmax: SoftmaxName = "auto"
+    """Of teacher forcing. "full": over all items; "sampled": over the targets and ``softmax_negatives`` others, with
+    the logQ correction; "auto": "sampled" above 50,000 items. Policy gradients and predictions are always "full"."""
+    softmax_negatives: int = 4096
+    """Items that "sampled" draws for each gradient step, by popularity to the power of 0.75. 1 to 1,000,000."""
     patience: int = 4
     """Epochs without a better validation NDCG@10 after which pre-training stops. 1 to 1000."""
     validation_share: float = 0.1
@@ -88,6 +97,10 @@ class SeqGANConfig:
     seed: int = 0
     """Of everything that is drawn. Same seed, data, thread count and CPU: same checkpoint. 0 to 2^63 - 1."""
 
+    def samples_softmax(self, items: int) -> bool:
+        """Return whether teacher forcing over ``items`` items estimates the softmax from a sample."""
+        return self.softmax == "sampled" or (self.softmax == "auto" and items > SAMPLED_ABOVE)
+
     @classmethod
     def of(cls, values: Mapping[str, Any], *, where: str) -> Self:
         """Return the settings that ``values`` change; ``where`` they are from is told in errors.
@@ -132,6 +145,7 @@ def _check_name(field: str, value: object) -> None:
 _NAMES: dict[str, tuple[str, ...]] = {
     "discriminator": get_args(DiscriminatorName),
     "estimator": get_args(EstimatorName),
+    "softmax": get_args(SoftmaxName),
 }
 _RANGES: dict[str, tuple[float, float]] = {
     "embedding_dim": (1, 1024),
@@ -144,6 +158,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "learning_rate": (1e-6, 1.0),
     "weight_decay": (0.0, 10.0),
     "mle_epochs": (1, 1000),
+    "softmax_negatives": (1, 1_000_000),
     "patience": (1, 1000),
     "validation_share": (0.01, 0.5),
     "validation_groups": (1, 1_000_000),

@@ -11,7 +11,7 @@ import pytest
 from recsys_llm.errors import ServiceError
 from recsys_llm.ranking.cooccurrence import CooccurrenceConfig, CooccurrenceModel
 from recsys_llm.ranking.inputs import BASELINE_COLUMNS, RankerInputs
-from recsys_llm.retrieval.blocks import EntityBlock, FeatureBatch
+from recsys_llm.retrieval.blocks import EntityBlock, FeatureBatch, Status
 from tests.ranking.fake_history import FakeHistory, block, hour, world
 
 USERS = [
@@ -127,6 +127,15 @@ def test_learned_columns_come_from_the_batch_by_name():
     np.testing.assert_array_equal(inputs.matrix(batch, batch.pairwise), values)
     with pytest.raises(ServiceError, match="expected the feature|no feature"):
         inputs.matrix(base)
+    for status, known in ((Status.PRESENT, [True, False]), (Status.FALLBACK, [False, False])):
+        # What stands in for a user's own next items is not theirs; the baseline never looks at them.
+        states = {"user_next_items_v1": np.array([status, Status.MISSING], np.uint8)}
+        values = inputs.matrix(replace(batch, user=replace(user, status=states)))
+        for name, column in zip(
+            inputs.names[len(BASELINE_COLUMNS) :], values[:, len(BASELINE_COLUMNS) :].T, strict=True
+        ):
+            assert (~np.isnan(column)).tolist() == ([True, True] if name == "pairwise__text_cosine" else known), name
+        np.testing.assert_array_equal(values[:, : len(BASELINE_COLUMNS)], RankerInputs(model()).matrix(base))
 
 
 def test_a_lacking_feature_is_named():

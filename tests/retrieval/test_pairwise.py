@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from recsys_llm.errors import ServiceError
 from recsys_llm.retrieval import PAIRWISE, EntityBlock, FeatureBatch
+from recsys_llm.retrieval.blocks import Status
 from recsys_llm.retrieval.columns import Columns, Stored
 
 NAN = math.nan
@@ -121,6 +122,27 @@ def test_vectors_of_two_lengths_are_refused_unless_nothing_is_known():
         _ = everyone(block("user", ["u"], **{USER_TEXT: float32([[1, 2]])}), item).pairwise
     unknown = everyone(block("user", ["u"], **{USER_TEXT: np.empty((1, 0), dtype=np.float32)}), item)
     assert np.isnan(unknown.pairwise).all()
+
+
+def test_what_stands_in_for_a_user_is_not_known_of_them():
+    columns = {
+        NEXT: strings([["i", "x"]] * 3),
+        PROBS: floats([[-0.5, -1]] * 3),
+        CENTROID: float32([[0, 2]] * 3),
+        QUERY: float32([[2, 1]] * 3),
+        USER_TEXT: float32([[3, 4]] * 3),
+    }
+    status = np.array([Status.PRESENT, Status.FALLBACK, Status.MISSING], np.uint8)
+    everyones = EntityBlock("user", ("u", "v", "w"), columns, {"user_next_items_v1": status})
+    item = block("item", ["i", "j"], **{ITEM_TEXT: float32([[3, 4], [0, 1]]), VECTOR: float32([[1, 0], [0, 1]])})
+    own = everyone(block("user", ["u", "v", "w"], **columns), item)
+    batch = everyone(everyones, item)
+    expected = own.pairwise.copy()
+    assert not np.isnan(expected[:, :-2]).any()
+    expected[2:4, 1:] = NAN  # the second user's; their text is another view's, and theirs
+    np.testing.assert_array_equal(batch.pairwise, expected)
+    shuffled = np.array([3, 0, 5, 2, 2])
+    np.testing.assert_array_equal(batch.take(shuffled).pairwise, expected[shuffled])
 
 
 def test_lists_that_do_not_go_together_are_refused():
