@@ -87,6 +87,7 @@ user_states = FeatureView(
         Field(name=schema.HAD_ITEMS, dtype=Array(Int64)),
         Field(name=schema.HAD_GROUPS, dtype=Array(Int64)),
         Field(name=schema.NEWEST_EVENT, dtype=Int64),
+        Field(name=schema.STATE_FINGERPRINT, dtype=String),
     ],
     source=user_states_parts,
     tags=schema.producer_tag(schema.SEQUENCE_STATES, source="interactions", model="seqgan_v1"),

@@ -14,19 +14,21 @@ the end of the last materialisation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
 
 from recsys_llm import timestamps as clock
 from recsys_llm.config import load_config
 from recsys_llm.engine.publish import OnlinePublisher
-from recsys_llm.errors import ConfigError, RowError
+from recsys_llm.errors import ConfigError, FingerprintError, RowError
 from recsys_llm.producers import ProducerTag, open_ledger, open_producer
 from recsys_llm.producers.next_items import NextItems
 from recsys_llm.producers.pipeline import stored_schema
@@ -42,16 +44,20 @@ from recsys_llm.schema import (
     ITEM_ID,
     NEWEST_EVENT,
     STATE,
+    STATE_FINGERPRINT,
     USER_ID,
     USER_NEXT_ITEMS,
     USER_STATES,
+    VERSIONS_FILE,
+    current_version,
+    read_versions,
 )
 from recsys_llm.seqgan import Histories
 from recsys_llm.seqgan.histories import sorted_interactions
 from recsys_llm.seqgan.states import UserStates, advance, next_items_of, opening_states
 from recsys_llm.timestamps import FUTURE_TOLERANCE, MICROSECOND, TIMESTAMP, as_utc, to_micros
 
-_STATE_FEATURES = (STATE, HAD_ITEMS, HAD_GROUPS, NEWEST_EVENT)
+_STATE_FEATURES = (STATE, HAD_ITEMS, HAD_GROUPS, NEWEST_EVENT, STATE_FINGERPRINT)
 
 
 class Advanced(NamedTuple):
@@ -85,11 +91,15 @@ class NextItemsStream:
     config_file
         Another file in it, such as ``feature_store.prod.yaml``.
     lists, states
-        The views of next items and of states, of one model; both materialised before.
+        The views of next items and of states, of one model; both materialised before. Where versions.yaml puts others
+        in their place, those.
     device
         "auto", or a torch device.
     now
         The clock that tells events of the future.
+    check_every
+        How often, at most, the stream looks whether its views still are what services read, of the model at hand. What
+        a state belongs to is told by the state itself, every time.
 
     Raises
     ------
@@ -121,11 +131,15 @@ class NextItemsStream:
         states: str = USER_STATES,
         device: str = "auto",
         now: Callable[[], datetime] = clock.now,
+        check_every: timedelta = timedelta(seconds=30),
     ) -> None:
         self.store = open_store(repository, config_file=config_file)
         self._config = load_config(repository)
         self._now = now
         self._device = device
+        self._check_seconds = check_every.total_seconds()
+        self._asked = (lists, states)
+        lists, states = (self._in_its_place(view) for view in self._asked)
         list_view, state_view = known_view(self.store, lists), known_view(self.store, states)
         list_tag, state_tag = (ProducerTag.of(view.name, view.tags) for view in (list_view, state_view))
         if list_tag is None or state_tag is None or list_tag.model != state_tag.model:
@@ -146,6 +160,8 @@ class NextItemsStream:
         for view in (list_view, state_view):
             self._check_whole(view)
         self._publish_lists, self._publish_states = self._publisher(list_view), self._publisher(state_view)
+        self._tags = {lists: list_tag, states: state_tag}
+        self._checked = monotonic()
 
     def advance(self, user_id: str, item_ids: Sequence[str], event_timestamp: datetime) -> bool:
         """Take a user's events of one time: what they had together.
@@ -180,6 +196,9 @@ class NextItemsStream:
 
         Raises
         ------
+        FingerprintError
+            A state is another model's, or the views are another model's or no longer read; nothing has changed. A new
+            stream takes up what is there now.
         RowError
             A value is null, a time lies in the future, or a user has a reserved id; nothing has changed.
         SchemaError
@@ -191,6 +210,8 @@ class NextItemsStream:
             return Advanced(0, 0, events)
         refuse_reserved(users, "events")
         self._check_times(events)
+        if monotonic() - self._checked >= self._check_seconds:
+            self._check_current()
         before = self._read(users)
         late = self._late(events, users, before.newest)
         histories = Histories.from_interactions(events.filter(pa.array(~late)))
@@ -211,9 +232,20 @@ class NextItemsStream:
         begin = opening_states(self._states.models.newest, 1)
         if None in found[STATE]:
             require_published(self.store, [self._states_view])  # in an emptied store nobody seems to have a history
+            self._check_current()  # their states will begin with the model at hand
+        expected = self._states.manifest["fingerprint"]
         columns = zip(*(found[name] for name in _STATE_FEATURES), strict=True)
-        known = [row if row[0] is not None else (begin.vectors[0], [], [], begin.newest[0]) for row in columns]
-        vectors, items, groups, newest = zip(*known, strict=True)
+        known = [
+            row if row[0] is not None else (begin.vectors[0], [], [], begin.newest[0], expected) for row in columns
+        ]
+        vectors, items, groups, newest, fingerprints = zip(*known, strict=True)
+        for user, fingerprint in zip(users, fingerprints, strict=True):
+            if fingerprint != expected:
+                raise FingerprintError(
+                    f"view {self._states_view}, user {user!r}: expected a state of fingerprint {expected}, found "
+                    f"{fingerprint}: it was materialised with another model since this stream began; start the stream "
+                    "again"
+                )
         return states_from(vectors, [had or [] for had in items], [sizes or [] for sizes in groups], newest)
 
     def _write(self, users: list[str], states: UserStates) -> None:
@@ -253,6 +285,26 @@ class NextItemsStream:
                 "the future; a row with such a stamp would block later ones: correct the event's time"
             )
 
+    def _in_its_place(self, view: str) -> str:
+        """Return the view that is read in the place of ``view``."""
+        try:
+            return current_version(view, read_versions(self._config.root / VERSIONS_FILE))
+        except (ValueError, yaml.YAMLError) as error:
+            raise ConfigError(str(error)) from None
+
+    def _check_current(self) -> None:
+        """Refuse to go on with views that were moved, declared anew, or filled by another model."""
+        for asked, (view, tag) in zip(self._asked, self._tags.items(), strict=True):
+            current = self._in_its_place(asked)
+            if current != view:
+                raise FingerprintError(f"view {view}: {current} is read in its place now; start the stream again")
+            found = ProducerTag.of(view, known_view(self.store, view).tags)
+            if found != tag:
+                raise FingerprintError(f"view {view}: was {tag}, and is {found} now; start the stream again")
+        for producer, view in zip((self._lists, self._states), self._tags, strict=True):
+            self._check_ledger(view, producer.manifest["fingerprint"])
+        self._checked = monotonic()
+
     def _check_whole(self, view: Any) -> None:
         """Refuse a view that lacks rows from the model's training cut-off: their users would seem to be newcomers."""
         cutoff = self._states.models.newest.trained_until
@@ -266,12 +318,15 @@ class NextItemsStream:
 
     def _producer(self, view: str, tag: ProducerTag) -> Any:
         producer = open_producer(view, tag, self._config, device=self._device)
+        self._check_ledger(view, producer.manifest["fingerprint"])
+        return producer
+
+    def _check_ledger(self, view: str, fingerprint: str) -> None:
         ledger = open_ledger(self._config)
         try:
-            ledger.check(view, producer.manifest["fingerprint"])
+            ledger.check(view, fingerprint)
         finally:
             ledger.close()
-        return producer
 
     def _publisher(self, view: Any) -> OnlinePublisher:
         return OnlinePublisher(self.store.config, self.store.provider.online_store, view)

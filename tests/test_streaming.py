@@ -217,6 +217,52 @@ def test_repositories_that_cannot_be_streamed_into_are_refused(trained, reposito
         NextItemsStream(repository)
 
 
+def test_a_running_stream_notices_another_model(repository, events):
+    stream = NextItemsStream(repository, device="cpu")
+    later = _later(events, _materialised_until(events))
+    user, item = later[schema.USER_ID][-1].as_py(), events[schema.ITEM_ID][0].as_py()
+    assert stream.advance(user, [item], now())
+    for path in (repository / "data" / "features", repository / "data" / "ledger"):
+        shutil.rmtree(path, ignore_errors=True)
+    for file in (repository / "data").glob("ledger*"):
+        file.unlink()
+    until = _materialised_until(events)
+    train_sequence_model(repository, "seqgan_v1", until=until, settings=QUICK, overwrite=True)
+    run_feast(repository, "apply")
+    materialize(repository, *VIEWS, start=START, end=now())
+    rows = online(repository, schema.USER_STATES, [user]), online(repository, schema.USER_NEXT_ITEMS, [user])
+    with pytest.raises(FingerprintError, match=f"user '{user}': expected a state of fingerprint .* start the stream"):
+        stream.advance(user, [item], now())
+    with pytest.raises(FingerprintError, match="must not be mixed"):
+        stream.advance("newcomer", [item], now())
+    assert rows == (online(repository, schema.USER_STATES, [user]), online(repository, schema.USER_NEXT_ITEMS, [user]))
+    assert online(repository, schema.USER_STATES, ["newcomer"])[schema.STATE] == [None]
+    assert NextItemsStream(repository, device="cpu").advance(user, [item], now())
+
+
+def test_a_running_stream_notices_that_its_views_were_moved(repository, events):
+    user, item = (events[name][0].as_py() for name in (schema.USER_ID, schema.ITEM_ID))
+    often, seldom = (NextItemsStream(repository, device="cpu", check_every=timedelta(seconds=s)) for s in (0, 3600))
+    assert often.advance(user, [item], now())
+    versions = repository / schema.VERSIONS_FILE
+    versions.write_text(f"{schema.USER_NEXT_ITEMS}: user_next_items_v2\n")
+    with pytest.raises(FingerprintError, match="user_next_items_v2 is read in its place now; start the stream again"):
+        often.advance(user, [item], now())
+    assert seldom.advance(user, [item], now())
+    with pytest.raises(ConfigError, match="unknown feature view 'user_next_items_v2'"):
+        NextItemsStream(repository)  # a new stream follows versions.yaml
+    versions.write_text("- not a mapping\n")
+    with pytest.raises(ConfigError, match=schema.VERSIONS_FILE):
+        NextItemsStream(repository)
+    versions.unlink()
+    file = repository / "feature_views.py"
+    file.write_text(file.read_text().replace('model="seqgan_v1"', 'model="seqgan_v2"'))
+    run_feast(repository, "apply")
+    often.store.refresh_registry()
+    with pytest.raises(FingerprintError, match="model='seqgan_v1'.* and is .*model='seqgan_v2'"):
+        often.advance(user, [item], now())
+
+
 def test_users_whose_state_was_left_out_are_no_newcomers(tmp_path, trained, halfway):
     own = make_repository(tmp_path / "feature_repo", _data_of(trained))
     shutil.copy(trained / "recsys_llm.yaml", own / "recsys_llm.yaml")

@@ -25,7 +25,7 @@ SIDES = ("full", "sampled")
 
 
 def bench_softmax(*, runs: int) -> dict[str, Any]:
-    """Time gradient steps of a generator with text vectors in turns, in CPU seconds; memory is the peak of a whole process.
+    """Time gradient steps of a generator with text vectors in turns, in CPU seconds; memory is a process's peak.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from recsys_llm.producers.base import Due
 from recsys_llm.producers.cutoff import check_cutoff
 from recsys_llm.producers.over_histories import OverHistories, model_manifest
 from recsys_llm.producers.user_rows import UserRows, user_rows, whole_users
-from recsys_llm.schema import HAD_GROUPS, HAD_ITEMS, NEWEST_EVENT, STATE
+from recsys_llm.schema import HAD_GROUPS, HAD_ITEMS, NEWEST_EVENT, STATE, STATE_FINGERPRINT
 from recsys_llm.seqgan.rolling import RollingModel
 from recsys_llm.seqgan.sequences import Sequences
 from recsys_llm.seqgan.states import UserStates, states_after
@@ -33,6 +33,7 @@ class SequenceStates(OverHistories):
             pa.field(HAD_ITEMS, _INTS),
             pa.field(HAD_GROUPS, _INTS),
             pa.field(NEWEST_EVENT, pa.int64()),
+            pa.field(STATE_FINGERPRINT, pa.string()),
         ]
     )
 
@@ -72,6 +73,7 @@ class SequenceStates(OverHistories):
             _lists(memory.group_offsets[memory.user_offsets], memory.items),
             _lists(memory.user_offsets, memory.group_sizes()),
             pa.array(states.newest, pa.int64()),
+            pa.array([self.manifest["fingerprint"]] * len(states.newest), pa.string()),
         ]
         return pa.RecordBatch.from_arrays(columns, names=self.features.names)
 

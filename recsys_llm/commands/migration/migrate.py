@@ -18,6 +18,7 @@ from recsys_llm.commands.migration.coverage import Coverage, measure_coverage
 from recsys_llm.commands.migration.declared import declared_services
 from recsys_llm.commands.migration.moves import Pairs, open_moves
 from recsys_llm.commands.migration.planning import MovePlan, covered_time, plan_move
+from recsys_llm.commands.migration.sequence_views import check_together
 from recsys_llm.config import load_config
 from recsys_llm.errors import ConfigError, MigrationError, did_you_mean
 from recsys_llm.retrieval import open_store
@@ -101,12 +102,14 @@ def cutover(
     Raises
     ------
     MigrationError
-        Rows are missing, a service could not be read afterwards, or the Python files would undo the switch. Nothing
+        Rows are missing, a service could not be read afterwards, next items and states of one model would be parted, or
+        the Python files would undo the switch. Nothing
         has been switched; rows may also be missing where ``feast apply`` has switched a registry after versions.yaml
         was written for another one.
     """
     store = open_store(repository, config_file=config_file)
     moves = open_moves(store, pairs)
+    check_together(store, moves)
     with journal.one_at_a_time(repository):
         versions = journal.read_versions(repository)
         target = _with_pairs(versions, pairs)

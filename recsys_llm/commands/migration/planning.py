@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from recsys_llm.commands.migration.moves import Move
+from recsys_llm.commands.migration.sequence_views import left_behind
 from recsys_llm.commands.migration.services import readers
 from recsys_llm.config import Config
 from recsys_llm.engine.engine import parts_directory
@@ -133,6 +134,7 @@ def _consequences(
         found.append(f"vectors have {new.get('dim')} numbers instead of {old.get('dim')}")
     if old.get(VECTOR, new.get(VECTOR)) != new.get(VECTOR):
         found.append(f"vectors are stored as {new.get(VECTOR)} instead of {old.get(VECTOR)}")
+    found += [f"{sentence}, or the cutover is refused" for sentence in left_behind(store, moves)]
     companions = _companions(store, move, moves, old, new)
     if companions:
         also = " ".join(f"--with {view}=NEW_VERSION" for view in companions)
