@@ -20,8 +20,6 @@ from recsys_llm.files import replaced_file
 REPORTS = Path(__file__).with_name("figures")
 _TABLE = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
 _DATA_SETS = {"movielens_small": "MovieLens latest-small", "online_retail": "Online Retail"}
-_NEXT_ITEMS = {"online_retail": "Online Retail"}
-"""Data sets with a report of `evaluate next-items`."""
 
 Report = dict[str, Any]
 
@@ -95,10 +93,17 @@ def _text_quality(reports: Path) -> str:
     return _table(head, rows)
 
 
+def _next_items_reports(reports: Path) -> Iterator[tuple[str, Report]]:
+    """Yield label and report of each data set that `evaluate next-items` was run on; at least one."""
+    names = {data: f"next_items_{data}" for data in _DATA_SETS}
+    run = [data for data, name in names.items() if (reports / f"{name}.json").is_file()] or list(names)
+    yield from ((_DATA_SETS[data], _read(reports, names[data])) for data in run)
+
+
 def _next_items(reports: Path) -> str:
     rows = []
-    for data, label in _NEXT_ITEMS.items():
-        for result in _read(reports, f"next_items_{data}")["results"]:
+    for label, report in _next_items_reports(reports):
+        for result in report["results"]:
             metrics, seconds = result["metrics"], statistics.mean(result["training_seconds"])
             low, high = metrics["ndcg_at_10"]["ci95"]
             cold = metrics.get("cold_among_cold_ndcg_at_10")
@@ -120,15 +125,37 @@ def _next_items(reports: Path) -> str:
 
 def _next_items_targets(reports: Path) -> str:
     rows = []
-    for data, label in _NEXT_ITEMS.items():
-        rows += [[label, *cells] for cells in _targets(_read(reports, f"next_items_{data}"))]
+    for label, report in _next_items_reports(reports):
+        rows += [[label, *cells] for cells in _targets(report)]
     return _table(["data", "figure", "target", "found", ""], rows)
 
 
 def _seqgan_speed(reports: Path) -> str:
-    commands = ("rollout", "backfill", "advance")
+    commands = ("rollout", "backfill", "advance", "softmax")
     rows = [[f"`bench {name}`", *cells] for name in commands for cells in _targets(_read(reports, name))]
     return _table(["command", "figure", "target", "found", ""], rows)
+
+
+def _oracle(reports: Path) -> str:
+    head = ["recipe", "NLL_oracle", "NLL_test", "H(G)", "distinct-2", "self-BLEU"]
+    head += ["NLL_oracle at the same entropy (95%)", "NLL_test at the same entropy (95%)", ""]
+    metrics = {"nll_oracle": ".3f", "nll_test": ".3f", "entropy": ".3f", "distinct_2": ".4f", "self_bleu": ".3f"}
+    rows = []
+    for result in _read(reports, "oracle")["results"]:
+        values = [format(result["metrics"][name]["value"], form) for name, form in metrics.items()]
+        found = result.get("difference_at_matched_entropy", {})
+        differences = [_signed(found[name]) if name in found else "" for name in ("nll_oracle", "nll_test")]
+        rows.append([result["name"], *values, *differences, result.get("verdict", "")])
+    return _table(head, rows)
+
+
+def _signed(figure: dict[str, Any]) -> str:
+    if figure["value"] is None:  # a recipe may end where the sweep has no temperature
+        return "not measured"
+    if figure["ci95"] is None:
+        return f"{figure['value']:+.3f}"
+    low, high = figure["ci95"]
+    return f"{figure['value']:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def _targets(report: Report) -> Iterator[list[str]]:
@@ -172,6 +199,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "next_items": _next_items,
     "next_items_targets": _next_items_targets,
     "seqgan_speed": _seqgan_speed,
+    "oracle": _oracle,
 }
 """By the name in the mark."""
 

@@ -37,6 +37,33 @@ def test_a_table_follows_its_reports(tmp_path, monkeypatch):
     assert readme.read_text() == before
 
 
+def test_next_items_are_shown_for_each_data_set_that_has_a_report(tmp_path):
+    mark = "<!-- figures: next_items -->\n<!-- /figures -->"
+    shutil.copytree(REPORTS, tmp_path, dirs_exist_ok=True)
+    for data in ("movielens_small", "online_retail"):
+        (tmp_path / f"next_items_{data}.json").unlink(missing_ok=True)
+    with pytest.raises(DataError, match=r"next_items_movielens_small\.json: no such report"):
+        with_figures(mark, tmp_path)
+    report = (REPORTS / "next_items_online_retail.json").read_text()
+    (tmp_path / "next_items_online_retail.json").write_text(report)
+    one = with_figures(mark, tmp_path)
+    assert "| Online Retail |" in one and "| MovieLens latest-small |" not in one
+    (tmp_path / "next_items_movielens_small.json").write_text(report)
+    both = with_figures(mark, tmp_path)
+    assert both.count("| MovieLens latest-small |") == both.count("| Online Retail |") == one.count("| Online Retail |")
+
+
+def test_the_oracle_table_says_what_was_not_measured(tmp_path):
+    shutil.copytree(REPORTS, tmp_path, dirs_exist_ok=True)
+    report = json.loads((tmp_path / "oracle.json").read_text())
+    found = report["results"][-1]["difference_at_matched_entropy"]
+    found["nll_oracle"] |= {"value": None, "ci95": None}
+    found["nll_test"] |= {"value": -0.5, "ci95": None}
+    (tmp_path / "oracle.json").write_text(json.dumps(report))
+    table = with_figures("<!-- figures: oracle -->\n<!-- /figures -->", tmp_path)
+    assert table.splitlines()[-2].split(" | ")[6:8] == ["not measured", "-0.500"]
+
+
 def test_unknown_tables_and_missing_reports_are_named(tmp_path):
     with pytest.raises(DataError, match="unknown table 'speed'; known: ranking"):
         with_figures("<!-- figures: speed -->\n<!-- /figures -->")
