@@ -243,8 +243,8 @@ class NextItemsStream:
             if fingerprint != expected:
                 raise FingerprintError(
                     f"view {self._states_view}, user {user!r}: expected a state of fingerprint {expected}, found "
-                    f"{fingerprint}: it was materialised with another model since this stream began; start the stream "
-                    "again"
+                    f"{fingerprint}, another model's: start the stream again if the view has been materialised anew; "
+                    "else materialise it, with this event in the source"
                 )
         return states_from(vectors, [had or [] for had in items], [sizes or [] for sizes in groups], newest)
 

@@ -221,23 +221,25 @@ def test_a_running_stream_notices_another_model(repository, events):
     stream = NextItemsStream(repository, device="cpu")
     later = _later(events, _materialised_until(events))
     user, item = later[schema.USER_ID][-1].as_py(), events[schema.ITEM_ID][0].as_py()
-    assert stream.advance(user, [item], now())
-    for path in (repository / "data" / "features", repository / "data" / "ledger"):
-        shutil.rmtree(path, ignore_errors=True)
-    for file in (repository / "data").glob("ledger*"):
-        file.unlink()
+    streamed = next(other for other in later[schema.USER_ID].to_pylist() if other != user)
+    assert stream.advance(streamed, [item], now())
+    shutil.rmtree(repository / "data" / "features")
+    (repository / "data" / "ledger.db").unlink()
     until = _materialised_until(events)
     train_sequence_model(repository, "seqgan_v1", until=until, settings=QUICK, overwrite=True)
     run_feast(repository, "apply")
     materialize(repository, *VIEWS, start=START, end=now())
     rows = online(repository, schema.USER_STATES, [user]), online(repository, schema.USER_NEXT_ITEMS, [user])
-    with pytest.raises(FingerprintError, match=f"user '{user}': expected a state of fingerprint .* start the stream"):
+    with pytest.raises(FingerprintError, match=f"user '{user}': expected a state of .*: start the stream again"):
         stream.advance(user, [item], now())
     with pytest.raises(FingerprintError, match="must not be mixed"):
         stream.advance("newcomer", [item], now())
     assert rows == (online(repository, schema.USER_STATES, [user]), online(repository, schema.USER_NEXT_ITEMS, [user]))
     assert online(repository, schema.USER_STATES, ["newcomer"])[schema.STATE] == [None]
-    assert NextItemsStream(repository, device="cpu").advance(user, [item], now())
+    fresh = NextItemsStream(repository, device="cpu")
+    assert fresh.advance(user, [item], now())
+    with pytest.raises(FingerprintError, match=f"user '{streamed}'"):  # newer than what was materialised
+        fresh.advance(streamed, [item], now())
 
 
 def test_a_running_stream_notices_that_its_views_were_moved(repository, events):

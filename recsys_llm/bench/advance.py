@@ -24,6 +24,8 @@ from recsys_llm.seqgan.states import advance, next_items_of, states_after
 from recsys_llm.streaming import NextItemsStream
 from recsys_llm.timestamps import TIMESTAMP, as_utc
 
+TEXT_DIM = 384
+"""Of the items' text vectors."""
 BATCH = 100
 """Users whose events come together."""
 TOLERANCE = 1e-5
@@ -35,8 +37,8 @@ def bench_advance(repository: Path, *, runs: int) -> dict[str, Any]:
     Parameters
     ----------
     repository
-        Holds :func:`~recsys_llm.bench.backfill.made_up_events` of ``max(USERS)`` users, a model of them, and both views
-        materialised.
+        Holds :func:`~recsys_llm.bench.backfill.made_up_events` of ``max(USERS)`` users, a model of them with text
+        vectors, and both views materialised.
     runs
         Of each side.
     """
@@ -69,6 +71,7 @@ def bench_advance(repository: Path, *, runs: int) -> dict[str, Any]:
     settings = {
         "items": ITEMS,
         "events_per_user": EVENTS_PER_USER,
+        "text_dim": checkpoint.manifest["text"]["dim"],
         "batch": BATCH,
         "top_n": TOP_N,
         "threads": torch.get_num_threads(),

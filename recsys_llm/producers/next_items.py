@@ -107,8 +107,6 @@ class NextItems(OverHistories):
         )
 
     def _cold_users(self, span: Span) -> Iterator[Due]:
-        if not self.settings.cold_start_days:
-            return
         found = popular_items(
             self.config,
             days=self.settings.cold_start_days,

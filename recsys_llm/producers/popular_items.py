@@ -60,7 +60,7 @@ def popular_items(
     Parameters
     ----------
     days
-        Likes count for so many days.
+        Likes count for so many days; 0: there are no rows.
     count
         Items in a row at most.
     least_users
@@ -69,6 +69,8 @@ def popular_items(
         A model's training cut-off. No row is stamped earlier; at it, each segment with likes in the days before has
         one.
     """
+    if not days:
+        return
     likes = _Likes(days * DAY, count, least_users)
     cutoff = None if not_before is None else to_micros(not_before)
     done, last = to_micros(start), to_micros(end)

@@ -170,8 +170,6 @@ class UserTextEmbedding(_TextEmbedding):
 
     def _cold_users(self, texts: UserTexts, start: datetime, end: datetime) -> Iterator[Due]:
         settings = self.settings.user
-        if not settings.cold_start_days:
-            return
         found = popular_items(
             self.config,
             days=settings.cold_start_days,

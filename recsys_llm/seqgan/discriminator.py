@@ -161,22 +161,6 @@ class GRUDiscriminator(ItemEmbedding):
         states, _ = self.continuation(steps, history.unsqueeze(0).contiguous())
         return self.logits(history, states[torch.arange(len(items), device=items.device), lengths - 1])
 
-    def advance(self, states: Tensor, items: Tensor) -> Tensor:
-        """Read one more item per row: states (n, dim) after it.
-
-        The state of an empty continuation is its history's row of :meth:`read`. Prefixes that many completions share
-        are read once this way.
-
-        Parameters
-        ----------
-        states : (n, dim)
-        items : int64 (n,)
-        """
-        steps = F.dropout(F.embedding(items, self.vectors()), self.dropout, self.training)
-        _, last = self.continuation(steps.unsqueeze(1), states.unsqueeze(0).contiguous())
-        after: Tensor = last[0]
-        return after
-
     def logits(self, history: Tensor, states: Tensor) -> Tensor:
         """Return the logit that the continuation with each state (n, dim) is real, (n,)."""
         logit: Tensor = self.head(torch.cat([history, states], 1)).squeeze(1)

@@ -6,6 +6,8 @@ later goes on from the state.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -47,29 +49,30 @@ def queries_after(generator: Generator, vectors: Tensor, sequences: Sequences, u
     for lane in range(0, len(by_length), LANES):
         chosen = by_length[lane : lane + LANES]
         rows = [order[first[user] : last[user] + 1] for user in chosen]
-        _read_lanes(generator, vectors, sequences, distinct[chosen], [(read[row], row) for row in rows], out)
+        wanted = [(read[row], row) for row in rows]
+        state: Tensor | None = None
+        for start, inputs in _segments(generator, vectors, sequences, distinct[chosen], wanted):
+            queries, state = generator(inputs, state)
+            _hand_out(queries, start, wanted, out)
     return out
 
 
-def _read_lanes(
-    generator: Generator,
-    vectors: Tensor,
-    sequences: Sequences,
-    users: Ints,
-    wanted: list[tuple[Ints, Ints]],
-    out: Tensor,
-) -> None:
-    """Read the histories of ``users`` side by side; write each lane's wanted (steps, rows of out)."""
+def _segments(
+    generator: Generator, vectors: Tensor, sequences: Sequences, users: Ints, wanted: list[tuple[Ints, Ints]]
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the first step and the inputs of each segment of the histories of ``users``, up to the last wanted step."""
     steps = np.array([read[-1] + 1 for read, _ in wanted])  # the start vector is step 0
-    state: Tensor | None = None
     for start in range(0, int(steps.max()), SEGMENT):
         width = int(min(SEGMENT, steps.max() - start))
-        inputs = segment_inputs(generator, vectors, sequences, users, steps, start, width)
-        queries, state = generator(inputs, state)
-        for lane, (read, rows) in enumerate(wanted):
-            low, high = np.searchsorted(read, [start, start + width])
-            if high > low:
-                out[torch.from_numpy(rows[low:high])] = queries[lane, torch.from_numpy(read[low:high] - start)]
+        yield start, segment_inputs(generator, vectors, sequences, users, steps, start, width)
+
+
+def _hand_out(values: Tensor, start: int, wanted: list[tuple[Ints, Ints]], out: Tensor) -> None:
+    """Write the values (lanes, width, d) of a segment to each lane's wanted (steps, rows of out)."""
+    for lane, (read, rows) in enumerate(wanted):
+        low, high = np.searchsorted(read, [start, start + values.shape[1]])
+        if high > low:
+            out[torch.from_numpy(rows[low:high])] = values[lane, torch.from_numpy(read[low:high] - start)]
 
 
 @torch.no_grad()
@@ -82,15 +85,12 @@ def states_at(generator: Generator, vectors: Tensor, sequences: Sequences, users
     for user in np.unique(users):
         rows = np.flatnonzero(users == user)
         rows = rows[np.argsort(read[rows], kind="stable")]
-        wanted, steps = read[rows], np.array([read[rows[-1]] + 1])
+        wanted = [(read[rows], rows)]
         state = vectors.new_zeros(1, generator.state_dim)
-        for start in range(0, int(steps[0]), SEGMENT):
-            width = int(min(SEGMENT, steps[0] - start))
-            inputs = segment_inputs(generator, vectors, sequences, np.array([user]), steps, start, width)
-            states = generator.states(inputs, state)[0]  # (width, state_dim)
-            low, high = np.searchsorted(wanted, [start, start + width])
-            out[torch.from_numpy(rows[low:high])] = states[torch.from_numpy(wanted[low:high] - start)]
-            state = states[-1:]
+        for start, inputs in _segments(generator, vectors, sequences, np.array([user]), wanted):
+            states = generator.states(inputs, state)  # (1, width, state_dim)
+            _hand_out(states, start, wanted, out)
+            state = states[:, -1]
     return out
 
 

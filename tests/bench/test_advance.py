@@ -17,5 +17,6 @@ def test_events_are_advanced_and_equal_to_reading_again(monkeypatch, tmp_path):
     found = bench_advance.run_advance(tmp_path, runs=3)
     assert [result["name"] for result in found["results"]] == ["stream_1", "stream_10", "model_10", "again_10"]
     assert all(result["events_per_s"] > 0 for result in found["results"])
+    assert found["settings"]["text_dim"] == 384
     difference = found["targets"][0]
     assert 0 < difference["value"] <= 1e-5 and difference["met"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from recsys_llm.seqgan import SeqGANConfig
 from recsys_llm.seqgan.cnn_discriminator import CNNDiscriminator
 from recsys_llm.seqgan.density_ratio import DensityRatioDiscriminator
-from recsys_llm.seqgan.discriminator import GRUDiscriminator, RecentGroups
+from recsys_llm.seqgan.discriminator import RecentGroups
 from recsys_llm.seqgan.discriminators import AnyDiscriminator, make_discriminator
 from recsys_llm.seqgan.generator import Generator
 from tests.seqgan.test_estimators import log_probs, opening
@@ -91,18 +91,6 @@ def test_gradient_steps_tell_real_from_generated(discriminator: AnyDiscriminator
         optimiser.step()
     full = torch.full((3,), 3)
     assert bool((logit(discriminator, real, full) > 0).all()) and bool((logit(discriminator, fake, full) < 0).all())
-
-
-def test_gru_states_of_prefixes_give_what_reading_whole_continuations_gives() -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        gru = GRUDiscriminator(4, torch.randn(4, 2), dim=5, dropout=0.3).eval()
-    history = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
-    states = history
-    for place in range(3):
-        states = gru.advance(states, ITEMS[:, place])
-        whole = gru(history, ITEMS, torch.full((3,), place + 1))
-        torch.testing.assert_close(gru.logits(history, states), whole)
 
 
 def test_the_cnn_is_the_papers() -> None:
