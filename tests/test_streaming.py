@@ -218,7 +218,7 @@ def test_repositories_that_cannot_be_streamed_into_are_refused(trained, reposito
 
 
 def test_a_running_stream_notices_another_model(repository, events):
-    stream = NextItemsStream(repository, device="cpu")
+    stream = NextItemsStream(repository, device="cpu", check_every=timedelta(hours=1))
     later = _later(events, _materialised_until(events))
     user, item = later[schema.USER_ID][-1].as_py(), events[schema.ITEM_ID][0].as_py()
     streamed = next(other for other in later[schema.USER_ID].to_pylist() if other != user)
