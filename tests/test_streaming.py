@@ -227,7 +227,7 @@ def test_a_running_stream_notices_another_model(repository, events):
     (repository / "data" / "ledger.db").unlink()
     until = _materialised_until(events)
     train_sequence_model(repository, "seqgan_v1", until=until, settings=QUICK, overwrite=True)
-    run_feast(repository, "apply")
+    apply(repository)
     materialize(repository, *VIEWS, start=START, end=now())
     rows = online(repository, schema.USER_STATES, [user]), online(repository, schema.USER_NEXT_ITEMS, [user])
     with pytest.raises(FingerprintError, match=f"user '{user}': expected a state of .*: start the stream again"):
@@ -259,7 +259,7 @@ def test_a_running_stream_notices_that_its_views_were_moved(repository, events):
     versions.unlink()
     file = repository / "feature_views.py"
     file.write_text(file.read_text().replace('model="seqgan_v1"', 'model="seqgan_v2"'))
-    run_feast(repository, "apply")
+    apply(repository)
     often.store.refresh_registry()
     with pytest.raises(FingerprintError, match="model='seqgan_v1'.* and is .*model='seqgan_v2'"):
         often.advance(user, [item], now())
