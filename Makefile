@@ -30,7 +30,7 @@ lint: $(INSTALLED)  ## ruff, mypy --strict and pip-audit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@if $(BIN)/python -c "from urllib.request import urlopen; urlopen('$(AUDIT)/pip/json', timeout=3)" 2>/dev/null; \
+	@if $(BIN)/python -c "from urllib.request import urlopen; urlopen('$(AUDIT)/pip/20.0/json', timeout=3)" 2>/dev/null; \
 	then $(BIN)/pip-audit --progress-spinner off --disable-pip --no-deps --requirement constraints.txt; \
 	else echo "pip-audit skipped: the vulnerability service $(AUDIT) can't be reached"; fi
 

@@ -9,6 +9,7 @@ node_exporter's textfile collector looks, and goes on counting from what the fil
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -18,8 +19,8 @@ from weakref import WeakSet
 
 import numpy as np
 from filelock import FileLock
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, write_to_textfile
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, write_to_textfile
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0)
@@ -42,9 +43,7 @@ UNTIL = "recsys_llm_materialized_until_timestamp_seconds"
 """End of a view's newest materialised interval. Its lag is ``time()`` less this."""
 LAG = "recsys_llm_view_lag_seconds"
 
-LOOKUP_SECONDS = Histogram(
-    "recsys_llm_lookup_seconds", "Time of a lookup: ok, defaults or error.", ["status"], buckets=SECONDS, registry=None
-)
+LOOKUP_SECONDS = "recsys_llm_lookup_seconds"
 LOOKUP_ROWS = Counter("recsys_llm_lookup_rows", "Rows that lookups asked for.", ["view", "status"], registry=None)
 STORE_ERRORS = Counter("recsys_llm_store_errors", "Failures of the online store.", ["type"], registry=None)
 
@@ -63,10 +62,7 @@ class LookupMetrics:
     """
 
     def __init__(self) -> None:
-        self._ok = LOOKUP_SECONDS.labels("ok")
-        self._defaults = LOOKUP_SECONDS.labels("defaults")
-        self._error = LOOKUP_SECONDS.labels("error")
-        self._waiting: list[tuple[Any, Any]] = []
+        self._waiting: list[tuple[str, float, Any, Any]] = []
         self.client: Any = None
         _SERVING.observers.add(self)
 
@@ -78,28 +74,29 @@ class LookupMetrics:
         """Note lookups that were answered."""
         if not batches:
             return
-        (self._ok if batches[0].store_error is None else self._defaults).observe(seconds)
-        waiting = self._waiting
-        waiting.append((batches[0].user.status, batches[0].item.status))  # batches of one call share their blocks
-        if len(waiting) >= FLUSH:
-            self.flush()
+        first = batches[0]  # batches of one call share their blocks
+        outcome = "ok" if first.store_error is None else "defaults"
+        self._wait(outcome, seconds, first.user.status, first.item.status)
 
     def failed(self, seconds: float) -> None:
         """Note a lookup that raised."""
-        self._error.observe(seconds)
+        self._wait("error", seconds, {}, {})
 
     def store_failed(self, error: BaseException) -> None:
         """Note a failure of the online store, by the type that its driver gave it."""
         STORE_ERRORS.labels(type(error.__cause__ or error).__name__).inc()
 
     def flush(self) -> None:
-        """Count the statuses of lookups since the last time."""
+        """Count the lookups since the last time."""
         waiting, self._waiting = self._waiting, []
+        times: dict[str, list[float]] = {}
         by_view: dict[str, list[Any]] = {}
-        for blocks in waiting:
+        for outcome, seconds, *blocks in waiting:
+            times.setdefault(outcome, []).append(seconds)
             for statuses in blocks:
                 for view, states in statuses.items():
                     by_view.setdefault(view, []).append(states)
+        _SERVING.add(times)
         for view, states in by_view.items():
             numbers = np.concatenate(states)
             for number, status in enumerate(STATUSES):
@@ -107,12 +104,28 @@ class LookupMetrics:
                 if count:
                     LOOKUP_ROWS.labels(view, status).inc(count)
 
+    def _wait(self, *lookup: Any) -> None:
+        waiting = self._waiting
+        waiting.append(lookup)
+        if len(waiting) >= FLUSH:
+            self.flush()
+
 
 class _Serving:
     """What is asked for only when somebody scrapes."""
 
     def __init__(self) -> None:
         self.observers: WeakSet[LookupMetrics] = WeakSet()
+        self._lock = threading.Lock()
+        self._times = {outcome: (np.zeros(len(SECONDS) + 1, np.int64), 0.0) for outcome in ("ok", "defaults", "error")}
+
+    def add(self, times: Mapping[str, Sequence[float]]) -> None:
+        """Sort times into the buckets of their outcome; the histogram of the library takes them one by one."""
+        with self._lock:
+            for outcome, seconds in times.items():
+                counts, total = self._times[outcome]
+                found = np.bincount(np.searchsorted(SECONDS, seconds), minlength=len(SECONDS) + 1)
+                self._times[outcome] = (counts + found, total + sum(seconds))
 
     def describe(self) -> Iterable[Any]:
         """Nothing: the names are those of :meth:`collect`."""
@@ -134,7 +147,14 @@ class _Serving:
         misses.add_metric([], asked)
         is_open.add_metric([], opened)
         yield from (hits, misses, is_open)
-        for metric in (LOOKUP_SECONDS, LOOKUP_ROWS, STORE_ERRORS):
+        lookups = HistogramMetricFamily(LOOKUP_SECONDS, "Time of a lookup: ok, defaults or error.", labels=["status"])
+        with self._lock:
+            for outcome, (counts, total) in self._times.items():
+                bounds = [*(str(bound) for bound in SECONDS), "+Inf"]
+                buckets = list(zip(bounds, np.cumsum(counts).tolist(), strict=True))
+                lookups.add_metric([outcome], buckets=buckets, sum_value=total)
+        yield lookups
+        for metric in (LOOKUP_ROWS, STORE_ERRORS):
             yield from metric.collect()
 
 
