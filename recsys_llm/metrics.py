@@ -182,6 +182,25 @@ class RunMetrics:
             self._until.labels(view, producer).set(self._ends[view])
 
 
+class _Totals:
+    """What a file says. No counters of the library: Feast sets it up to keep those in files of its own."""
+
+    def __init__(self, labels: list[str], totals: Mapping[str, float], until: float | None) -> None:
+        self._labels, self._totals, self._until = labels, totals, until
+
+    def collect(self) -> Iterator[Any]:
+        """Yield the counters and the end."""
+        names = ["view", "producer"]
+        for name, total in self._totals.items():
+            family = CounterMetricFamily(name, RUN_COUNTERS[name], labels=names)
+            family.add_metric(self._labels, total)
+            yield family
+        if self._until is not None:
+            end = GaugeMetricFamily(UNTIL, "End of the newest materialised interval.", labels=names)
+            end.add_metric(self._labels, self._until)
+            yield end
+
+
 def write_run(
     directory: Path, view: str, producer: str, counts: Mapping[str, float], until: datetime | None = None
 ) -> Path:
@@ -195,10 +214,11 @@ def write_run(
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / f"{TEXTFILE_PREFIX}{view}.prom"
     with FileLock(directory / f".{file.name}.lock"):
+        before, ended = _earlier(file, producer)
+        totals = {name: before.get(name, 0.0) + counts.get(name, 0.0) for name in RUN_COUNTERS}
+        ends = [end for end in (ended, None if until is None else until.timestamp()) if end is not None]
         registry = CollectorRegistry()
-        metrics = RunMetrics(registry)
-        metrics.add(view, producer, *_earlier(file, producer))
-        metrics.add(view, producer, counts, until)
+        registry.register(_Totals([view, producer], totals, max(ends, default=None)))
         write_to_textfile(str(file), registry)
     return file
 
