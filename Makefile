@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two processes that each start a thread per core only slow each other down.
 TEST_JOBS ?= 2
+# Where pip-audit looks.
+AUDIT := https://pypi.org/pypi
 INSTALLED := $(VENV)/.installed
 
 .PHONY: help demo test lint bench figures peers clean
@@ -24,10 +26,13 @@ demo: $(INSTALLED)  ## Whole path on real data: tables in, ranked items out
 test: $(INSTALLED)  ## All tests (real Redis and Postgres from wheels)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 
-lint: $(INSTALLED)  ## ruff and mypy --strict
+lint: $(INSTALLED)  ## ruff, mypy --strict and pip-audit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@if $(BIN)/python -c "from urllib.request import urlopen; urlopen('$(AUDIT)/pip/20.0/json', timeout=3)" 2>/dev/null; \
+	then $(BIN)/pip-audit --progress-spinner off --disable-pip --no-deps --requirement constraints.txt; \
+	else echo "pip-audit skipped: the vulnerability service $(AUDIT) can't be reached"; fi
 
 bench: $(INSTALLED)  ## One lookup against plain Feast, on a repository of its own; more: recsys-llm bench --help
 	$(BIN)/recsys-llm bench online

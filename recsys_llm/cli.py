@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 
 import recsys_llm
+from recsys_llm import logs
 from recsys_llm.cli_options import Device, JsonFile, Repository, Resume, parse_time
-from recsys_llm.commands import bench_cli, evaluate_cli, migrate_cli, operations_cli, seqgan_cli, text_cli
+from recsys_llm.commands import bench_cli, evaluate_cli, metrics_cli, migrate_cli, operations_cli, seqgan_cli, text_cli
 from recsys_llm.errors import ConfigError, DataError, RecsysLLMError
 from recsys_llm.timestamps import now
 
@@ -186,6 +187,7 @@ def export_serving(
 
 app.add_typer(operations_cli.app)
 app.add_typer(migrate_cli.app, name="migrate")
+app.add_typer(metrics_cli.app, name="metrics")
 app.add_typer(evaluate_cli.app, name="evaluate")
 app.add_typer(text_cli.app, name="text")
 app.add_typer(seqgan_cli.app, name="seqgan")
@@ -194,6 +196,7 @@ app.add_typer(bench_cli.app, name="bench")
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one line on stderr, not in a traceback."""
+    logs.configure()
     try:
         app()
     except RecsysLLMError as error:

@@ -14,6 +14,7 @@ import recsys_llm
 PACKAGE = Path(recsys_llm.__file__).parent
 
 BASE = {"errors", "files", "schema", "timestamps", "config", "bootstrap", "storage", "training_state", "registry_guard"}
+BASE |= {"metrics", "logs"}
 WRITE = {"sources", "text", "seqgan", "producers", "engine"}
 READ = {"retrieval", "ranking"}
 TOP = {"streaming", "commands", "bench", "cli", "cli_options"}
@@ -21,6 +22,8 @@ TOP = {"streaming", "commands", "bench", "cli", "cli_options"}
 ALLOWED = {
     "errors": set(),
     "files": set(),
+    "metrics": set(),
+    "logs": set(),
     "schema": set(),
     "timestamps": {"errors"},
     "config": {"errors", "schema", "timestamps"},

@@ -246,6 +246,13 @@ class StatisticsConfig(_Section):
         return self
 
 
+class MetricsConfig(_Section):
+    """How metrics of runs that end get out."""
+
+    textfile: str | None = None
+    """Directory that node_exporter's textfile collector reads: a file for each view is written there after each run."""
+
+
 class Config(_Section):
     """The whole of ``recsys_llm.yaml``."""
 
@@ -257,6 +264,7 @@ class Config(_Section):
     """SQLAlchemy URL of the ledger; a relative sqlite path starts at the feature repository."""
     chunk_rows: int = Field(default=2048, ge=1, le=1_000_000)
     """Rows that are computed, written and recorded together; what a killed run loses at most."""
+    metrics: MetricsConfig = MetricsConfig()
     root: Path = Path(".")
     """The feature repository; set by :func:`load_config`, not a key of the file."""
 

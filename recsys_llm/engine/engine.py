@@ -26,6 +26,7 @@ from recsys_llm.engine.copying import copy_rows, is_copied
 from recsys_llm.engine.publish import OnlinePublisher
 from recsys_llm.engine.ray_executor import RayExecutor, RayPool
 from recsys_llm.engine.ray_worker import ComputeWorker, worker_config
+from recsys_llm.engine.reporting import configure_logs, report_failure, report_run
 from recsys_llm.engine.rows import Written
 from recsys_llm.engine.runs import online_run
 from recsys_llm.engine.vectors import check_vectors
@@ -71,6 +72,7 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
         try:
             tag = ProducerTag.of(view.name, view.tags)
             if tag is not None:
+                configure_logs()
                 click.echo(str(self._compute(registry, task, tag)))
                 ledger = partial(open_ledger, load_config(self.repo_config.repo_path))
                 keep_intervals(registry, str(self.repo_config.registry.path), view, ledger)
@@ -115,7 +117,11 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
                     execute=self._executor(view.name, tag, config, producer),
                 )
             _echo_older(view.name, publish.written)
+            report_run(config, tag, summary, start, end)
             return summary
+        except Exception as error:
+            report_failure(config, view.name, tag, error)
+            raise
         finally:
             ledger.close()
 

@@ -35,6 +35,11 @@ class ItemCaches:
         """Return what the cache of a service has done; nothing before the first lookup."""
         return self._kept[service][1].stats() if service in self._kept else CacheStats()
 
+    def totals(self) -> tuple[int, int]:
+        """Return hits and misses of all of them."""
+        found = [cache.stats() for _, cache in list(self._kept.values())]
+        return sum(stats.hits for stats in found), sum(stats.misses for stats in found)
+
     def close(self) -> None:
         """Forget all rows."""
         while self._kept:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from recsys_llm import timestamps as clock
 from recsys_llm.errors import SchemaError, ServiceError, did_you_mean
+from recsys_llm.metrics import LookupMetrics
 from recsys_llm.retrieval import parts
 from recsys_llm.retrieval.blocks import EntityBlock
 from recsys_llm.retrieval.caches import ItemCaches
@@ -20,6 +21,7 @@ from recsys_llm.retrieval.examples import Ids, check_examples, check_ids, check_
 from recsys_llm.retrieval.item_cache import CacheSettings, CacheStats
 from recsys_llm.retrieval.joining import distinct_history, joined
 from recsys_llm.retrieval.lookup import Lookup
+from recsys_llm.retrieval.observer import LookupObserver
 from recsys_llm.retrieval.online import OnlineReader
 from recsys_llm.retrieval.online_client import OnlineClient
 from recsys_llm.retrieval.online_emptied import checked_reader, unchecked
@@ -52,6 +54,8 @@ class FeatureClient(OnlineClient):
         The clock that ttl is measured with.
     item_cache
         Keep rows of items in this process between lookups; None: read them each time.
+    observer
+        Told of every lookup; None: the metrics of :mod:`recsys_llm.metrics`, in Prometheus' default registry.
 
     Examples
     --------
@@ -70,6 +74,7 @@ class FeatureClient(OnlineClient):
         config_file: str | None = None,
         now: Callable[[], datetime] = clock.now,
         item_cache: CacheSettings | None = None,
+        observer: LookupObserver | None = None,
     ) -> None:
         if (repository is None) == (store is None):
             raise SchemaError("FeatureClient: expected either a repository or store=, found both or none; give one")
@@ -85,6 +90,8 @@ class FeatureClient(OnlineClient):
         self._caches = ItemCaches(item_cache) if item_cache is not None else None
         self._confirmed: set[str] = set()
         """Services that the registry, read again, still has as they are."""
+        self._observer: LookupObserver = observer if observer is not None else LookupMetrics()
+        self._observer.watch(self)
 
     @property
     def store(self) -> feast.FeatureStore:
@@ -274,6 +281,16 @@ class FeatureClient(OnlineClient):
     def cache_stats(self, service: str) -> CacheStats:
         """Return hits, misses and sizes of the item cache of a service; zeros without one."""
         return self._caches.stats(service) if self._caches is not None else CacheStats()
+
+    def cache_totals(self) -> tuple[int, int]:
+        """Return hits and misses of the item caches of all services."""
+        return self._caches.totals() if self._caches is not None else (0, 0)
+
+    @property
+    def breaker_state(self) -> str:
+        """Of our Redis store's circuit breaker: ``closed`` or ``open``; ``closed`` where there is none."""
+        online = self._store.provider.online_store if self._store is not None else None
+        return str(getattr(online, "breaker_state", "closed"))
 
     def _lookup(self, service: str | None) -> Lookup:
         with self._lock:  # a refresh in between would pair one version's columns with another's fingerprints

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from recsys_llm.errors import SchemaError
+from recsys_llm.errors import SchemaError, StoreError
 from recsys_llm.retrieval.blocks import EntityBlock, FeatureBatch
 from recsys_llm.retrieval.fallback import cold_views, filled_now
 from recsys_llm.retrieval.ids import check_id, checked_list
@@ -62,10 +62,14 @@ class Lookup:
         self._take(service)
 
     def batches(
-        self, users: Sequence[tuple[str, str | None]], candidates: Sequence[list[str]], on_store_error: str
+        self,
+        users: Sequence[tuple[str, str | None]],
+        candidates: Sequence[list[str]],
+        on_store_error: str,
+        store_failed: Callable[[StoreError], None] | None = None,
     ) -> list[FeatureBatch]:
         """Return a batch for each user (id and segment) and their candidates; what they share is read once."""
-        reader = LookupReader(self.reader, on_store_error)
+        reader = LookupReader(self.reader, on_store_error, store_failed)
         if not users:
             return []
         people, person = _distinct(users)

@@ -12,6 +12,7 @@ from recsys_llm.errors import ConfigError, ServiceError
 from recsys_llm.retrieval.caches import ItemCaches
 from recsys_llm.retrieval.item_cache import CacheSettings, CacheStats
 from recsys_llm.retrieval.lookup import Lookup
+from recsys_llm.retrieval.observer import LookupObserver
 from recsys_llm.retrieval.online import OnlineReader
 from recsys_llm.retrieval.online_client import OnlineClient
 from recsys_llm.retrieval.service import Service
@@ -36,6 +37,8 @@ class LookupClient(OnlineClient):
         The clock that ttl is measured with.
     item_cache
         Keep rows of items in this process between lookups; None: read them each time.
+    observer
+        Told of every lookup, such as ``recsys_llm.metrics.LookupMetrics()``.
 
     Raises
     ------
@@ -58,6 +61,7 @@ class LookupClient(OnlineClient):
         redis: Any = None,
         now: Callable[[], datetime] = clock.now,
         item_cache: CacheSettings | None = None,
+        observer: LookupObserver | None = None,
     ) -> None:
         self._manifest = read_manifest(Path(manifest))
         self._redis = redis
@@ -69,6 +73,9 @@ class LookupClient(OnlineClient):
         self._caches = ItemCaches(item_cache) if item_cache is not None else None
         cache = self._caches.of(made.service, self._reader, made.fingerprints) if self._caches is not None else None
         self._only = Lookup(made.service, self._reader, now, made.fingerprints, made.bridges, lambda _: None, cache)
+        self._observer = observer
+        if observer is not None:
+            observer.watch(self)
 
     def resolve(self, service: str | None = None) -> Service:
         """Return what is read.
@@ -98,6 +105,10 @@ class LookupClient(OnlineClient):
         """Return hits, misses and sizes of the item cache; zeros without one."""
         name = self.resolve(service).name
         return self._caches.stats(name) if self._caches is not None else CacheStats()
+
+    def cache_totals(self) -> tuple[int, int]:
+        """Return hits and misses of the item caches of all services."""
+        return self._caches.totals() if self._caches is not None else (0, 0)
 
     def close(self) -> None:
         """Close connections that the client opened itself."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Self, TypedDict, Unpack
 
-from recsys_llm.errors import LayoutError
+from recsys_llm.errors import LayoutError, StoreError
 from recsys_llm.retrieval.blocks import FeatureBatch
 from recsys_llm.retrieval.ids import checked_list
 from recsys_llm.retrieval.lookup import Lookup, checked_requests, checked_user
+from recsys_llm.retrieval.observer import LookupObserver
 from recsys_llm.retrieval.online_failures import OnStoreError
 
 
@@ -25,6 +27,17 @@ class LookupOptions(TypedDict, total=False):
 
 class OnlineClient(ABC):
     """Lookups of users and candidates in an online store."""
+
+    _observer: LookupObserver | None = None
+
+    @property
+    def breaker_state(self) -> str:
+        """Of the store's circuit breaker: ``closed`` or ``open``; ``closed`` where there is none."""
+        return "closed"
+
+    @abstractmethod
+    def cache_totals(self) -> tuple[int, int]:
+        """Return hits and misses of the item caches of all services."""
 
     def lookup(
         self,
@@ -142,12 +155,32 @@ class OnlineClient(ABC):
         candidates: Sequence[list[str]],
         on_store_error: OnStoreError,
     ) -> list[FeatureBatch]:
+        observer = self._observer
+        if observer is None:
+            return self._read(service, users, candidates, on_store_error, None)
+        started = time.perf_counter()
+        try:
+            batches = self._read(service, users, candidates, on_store_error, observer.store_failed)
+        except Exception:
+            observer.failed(time.perf_counter() - started)
+            raise
+        observer.answered(time.perf_counter() - started, batches)
+        return batches
+
+    def _read(
+        self,
+        service: str | None,
+        users: Sequence[tuple[str, str | None]],
+        candidates: Sequence[list[str]],
+        on_store_error: OnStoreError,
+        store_failed: Callable[[StoreError], None] | None,
+    ) -> list[FeatureBatch]:
         lookup = self._lookup(service)
         try:
-            return lookup.batches(users, candidates, on_store_error)
+            return lookup.batches(users, candidates, on_store_error, store_failed)
         except LayoutError:
             # The service may have been applied anew since it was read from the registry.
             renewed = self._renewed(lookup)
             if renewed is None:
                 raise
-        return renewed.batches(users, candidates, on_store_error)
+        return renewed.batches(users, candidates, on_store_error, store_failed)

@@ -26,12 +26,13 @@ class LookupReader:
         There is no such policy.
     """
 
-    def __init__(self, reader: OnlineReader, policy: str) -> None:
+    def __init__(self, reader: OnlineReader, policy: str, failed: Callable[[StoreError], None] | None = None) -> None:
         known = get_args(OnStoreError)
         if policy not in known:
             raise SchemaError(f"on_store_error: unknown {policy!r}; {did_you_mean(str(policy), known)}")
         self._reader = reader
         self._policy = policy
+        self._failed = failed
         self.failure: StoreError | None = None
 
     @property
@@ -54,6 +55,8 @@ class LookupReader:
             except LayoutError:
                 raise  # the store answered: it is the registry that is read again
             except StoreError as error:
+                if self._failed is not None:
+                    self._failed(error)
                 if self._policy == "raise":
                     raise
                 self.failure = error

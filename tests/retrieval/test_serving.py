@@ -39,7 +39,21 @@ with LookupClient(manifest, now=lambda: datetime.fromisoformat(now)) as client:
     ]
 print(json.dumps([answers, sorted({name.split(".")[0] for name in sys.modules})]))
 """
-HEAVY = {"feast", "torch", "pandas", "pyarrow", "google", "pydantic", "duckdb", "sqlalchemy", "scipy", "yaml", "mmh3"}
+HEAVY = {
+    "prometheus_client",
+    "rich",
+    "feast",
+    "torch",
+    "pandas",
+    "pyarrow",
+    "google",
+    "pydantic",
+    "duckdb",
+    "sqlalchemy",
+    "scipy",
+    "yaml",
+    "mmh3",
+}
 
 
 @pytest.fixture(params=["sqlite", "redis"])
