@@ -176,11 +176,12 @@ class ItemCache:
         with self._lock:
             self._prepare(request)
             slots = self._fresh(request)
+            if self._table is not None and len(slots) and slots.min() >= 0:
+                self._count(hits=len(slots))
+                return self._table.gather(slots)
             known = np.flatnonzero(slots >= 0)
             hits = None if self._table is None or not len(known) else self._table.gather(slots[known])
             self._count(hits=len(known), misses=len(slots) - len(known))
-            if hits is not None and len(known) == len(slots):
-                return hits
             unknown = np.flatnonzero(slots < 0)
             misses = self._read(replace(request, ids=tuple(request.ids[row] for row in unknown.tolist())))
             return misses if hits is None else merged(len(slots), hits, known, misses, unknown)

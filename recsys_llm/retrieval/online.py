@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["NO_ROW", "Decoded", "OnlineReader", "Request", "StoredRows", "decoded", "open_reader", "settled"]
 
 
+_PRESENT = int(Status.PRESENT)
+
+
 @dataclass(frozen=True)
 class Request:
     """Rows to read: these entities, in all of these views."""
@@ -115,13 +118,15 @@ def settled(request: Request, rows: Decoded, now: int) -> EntityBlock:
     for view in request.views:
         timestamps = rows.timestamps[view.name]
         absent = timestamps == NO_ROW
-        states = np.full(len(absent), Status.PRESENT, dtype=np.uint8)
-        states[absent] = Status.MISSING
-        if view.ttl:
-            states[~absent & (timestamps + view.ttl < now)] = Status.STALE
-        gone = states != Status.PRESENT
+        states = np.full(len(absent), _PRESENT, dtype=np.uint8)
+        if absent.any():
+            states[absent] = Status.MISSING
+        if view.ttl and len(absent) and (late := timestamps + view.ttl < now).any():
+            states[~absent & late] = Status.STALE
+        gone = states != _PRESENT
+        some = bool(gone.any())
         for feature in view.features:
             column = rows.columns[feature.column]
-            columns[feature.column] = blank(column, gone) if gone.any() else column
+            columns[feature.column] = blank(column, gone) if some else column
         status[view.name] = states
     return EntityBlock(request.entity, request.ids, Columns(columns), status, rows.timestamps)

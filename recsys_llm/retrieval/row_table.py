@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -66,8 +67,7 @@ class RowTable:
 
     def find(self, ids: Sequence[str]) -> Rows:
         """Return the slot of each id, int64 (n,); -1: not here."""
-        slots = self._slots
-        return np.array([slots.get(id_, -1) for id_ in ids], dtype=np.int64)
+        return np.fromiter(map(self._slots.get, ids, repeat(-1)), dtype=np.int64, count=len(ids))
 
     def gather(self, slots: Rows) -> Decoded:
         """Return copies of rows, and note that they were asked for."""
