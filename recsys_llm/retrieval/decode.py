@@ -132,12 +132,20 @@ def _parse_timestamps(
     """Fill in ``micros`` at ``rows``, one by one."""
     for row in rows:
         try:
-            micros[row] = parse_timestamp(stamps[row]) if stamps[row] else NO_ROW
+            micros[row] = _one_timestamp(stamps[row]) if stamps[row] else NO_ROW
         except (WireError, OverflowError):
             raise LayoutError(
                 f"view {view.name}, {view.join_key}={ids[row]!r}: expected a timestamp, found {stamps[row][:32]!r}; "
                 "materialise it again"
             ) from None
+
+
+def _one_timestamp(stamp: bytes) -> int:
+    """Return what :func:`parse_timestamp` returns; sooner for whole seconds."""
+    number = int.from_bytes(stamp, "little")
+    if len(stamp) != 1 + SECONDS_BYTES or number & _SECONDS_FORM != _SECONDS_TAGS:
+        return parse_timestamp(stamp)
+    return sum((stamp[place + 1] & 0x7F) << 7 * place for place in range(SECONDS_BYTES)) * 1_000_000
 
 
 class _Where:

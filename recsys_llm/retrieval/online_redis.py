@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from recsys_llm.errors import StoreError
 from recsys_llm.retrieval.decode import decode_timestamps
 from recsys_llm.retrieval.layout import RedisLayout
-from recsys_llm.retrieval.online import Request, StoredRows
+from recsys_llm.retrieval.online import Meanwhile, Request, StoredRows
 from recsys_llm.retrieval.redis_exchange import Replies, exchange_alike
 from recsys_llm.retrieval.reply_table import ReplyTable
 from recsys_llm.retrieval.service import View
@@ -37,11 +37,11 @@ class RedisReader:
         self.layout = layout
         self._commands: dict[tuple[View, ...], Commands] = {}
 
-    def read(self, requests: Sequence[Request]) -> list[list[StoredRows]]:
+    def read(self, requests: Sequence[Request], meanwhile: Meanwhile = None) -> list[list[StoredRows]]:
         """Return for each request and view, what is stored of its entities; one round trip for all of them."""
         asked = [place for place, request in enumerate(requests) if request.views and request.ids]
         asked.sort(key=lambda place: -len(requests[place].ids))  # what may come as a table is asked for first
-        first, others = self._exchange([requests[place] for place in asked]) if asked else ([], [])
+        first, others = self._exchange([requests[place] for place in asked], meanwhile) if asked else ([], [])
         replies: dict[int, ReplyTable | list[Any]] = {place: first for place in asked[:1]}
         start = 0
         for place in asked[1:]:
@@ -64,7 +64,7 @@ class RedisReader:
     def close(self) -> None:
         """Do nothing: the client is somebody else's."""
 
-    def _exchange(self, requests: Sequence[Request]) -> Replies:
+    def _exchange(self, requests: Sequence[Request], meanwhile: Meanwhile) -> Replies:
         """Return the replies to the first request, and those to all others."""
         asked = [(request, self.commands(request.views)) for request in requests]
         counts = [len(request.ids) for request in requests]
@@ -72,7 +72,8 @@ class RedisReader:
         try:
             if isinstance(client, redis.Redis):
                 packed = b"".join([commands.pack(request.ids) for request, commands in asked])
-                return exchange_alike(client, packed, (counts[0], sum(counts[1:])), len(asked[0][1].fields))
+                counted = counts[0], sum(counts[1:])
+                return exchange_alike(client, packed, counted, len(asked[0][1].fields), meanwhile)
             # A cluster: each key has a server of its own, so redis-py sends the commands.
             with client.pipeline(transaction=False) as pipe:
                 for request, commands in asked:

@@ -8,6 +8,9 @@ hiredis, its Python parser gives the same replies.
 
 from __future__ import annotations
 
+import select
+import socket
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -48,7 +51,13 @@ def exchange(client: redis.Redis, packed: bytes, count: int) -> list[Any]:
     return exchange_alike(client, packed, (0, count), 0)[1]
 
 
-def exchange_alike(client: redis.Redis, packed: bytes, counts: tuple[int, int], fields: int) -> Replies:
+def exchange_alike(
+    client: redis.Redis,
+    packed: bytes,
+    counts: tuple[int, int],
+    fields: int,
+    meanwhile: Callable[[], None] | None = None,
+) -> Replies:
     """Do what :func:`exchange` does where the first commands are HMGETs of equal fields.
 
     Parameters
@@ -57,6 +66,8 @@ def exchange_alike(client: redis.Redis, packed: bytes, counts: tuple[int, int], 
         How many of these there are, and how many other commands after them.
     fields
         Of each of the first commands.
+    meanwhile
+        Done between the commands and their replies, again if they are sent again; it raises nothing.
 
     Raises
     ------
@@ -67,7 +78,7 @@ def exchange_alike(client: redis.Redis, packed: bytes, counts: tuple[int, int], 
     connection: Any = pool.get_connection()
     try:
         found: Replies = connection.retry.call_with_retry(
-            lambda: _send_and_read(connection, packed, counts, fields), lambda _: connection.disconnect()
+            lambda: _send_and_read(connection, packed, counts, fields, meanwhile), lambda _: connection.disconnect()
         )
     finally:
         pool.release(connection)
@@ -84,10 +95,18 @@ def send_and_read(connection: Any, packed: bytes, count: int) -> list[Any]:
     return _send_and_read(connection, packed, (0, count), 0)[1]
 
 
-def _send_and_read(connection: Any, packed: bytes, counts: tuple[int, int], fields: int) -> Replies:
+def _send_and_read(
+    connection: Any,
+    packed: bytes,
+    counts: tuple[int, int],
+    fields: int,
+    meanwhile: Callable[[], None] | None = None,
+) -> Replies:
     connection.send_packed_command([packed])
     alike, others = counts
     try:
+        if meanwhile is not None:
+            meanwhile()
         if isinstance(connection._parser, _HiredisParser):
             return _read_hiredis(connection._parser, alike, others, fields)
         replies = [_read_one(connection) for _ in range(alike + others)]
@@ -99,6 +118,17 @@ def _send_and_read(connection: Any, packed: bytes, counts: tuple[int, int], fiel
         if isinstance(error, OSError):
             raise redis.ConnectionError(f"Error while reading from socket: {error}") from error
         raise
+
+
+def may_read(connection: Any) -> bool:
+    """Return whether something may have come: False is sure, and cheaper than redis-py's ``can_read``."""
+    parser = connection._parser
+    plain = isinstance(parser, _HiredisParser) and type(connection._sock) is socket.socket and hasattr(select, "poll")
+    if not plain or parser._next_response is not NOT_ENOUGH_DATA or parser._reader.has_data():
+        return True
+    poll = select.poll()
+    poll.register(connection._sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def parses_pushes() -> bool:

@@ -48,6 +48,8 @@ class RowTable:
         """When each row was read from the store."""
         self.asked: Flags = np.zeros(self.capacity, dtype=np.bool_)
         """Which rows were asked for since they were read."""
+        self.oldest: float = np.inf
+        """When the row that was read first was read; earlier, where that row is gone."""
         self._recent: Flags = np.zeros(self.capacity, dtype=np.bool_)
 
     def __len__(self) -> int:
@@ -112,6 +114,7 @@ class RowTable:
         for view, stamps in rows.timestamps.items():
             self._timestamps[view][at] = stamps[where]
         self.read_at[at] = now
+        self.oldest = min(self.oldest, now)
         self.asked[at] = False
         return evicted
 
