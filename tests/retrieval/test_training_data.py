@@ -123,11 +123,11 @@ def test_memory_of_a_batch_is_filled_again_once_nobody_holds_it():
     assert rows.numpy().tolist() == values[::-1][:10].tolist()
     assert part.tolist() == values[3:4].tolist()
     del rows, part
-    place = again["a"].data_ptr()
     del again
+    place = dataset.__getitems__(range(12))["a"].data_ptr()
+    assert dataset.__getitems__(range(12))["a"].data_ptr() == place
     assert dataset.__getitems__([19, -1])["a"].tolist() == [values[0].tolist()] * 2
     assert dataset.__getitems__([19, -1])["b"].tolist() == [values[19].tolist()] * 2
-    assert place in {dataset.__getitems__([0])["a"].data_ptr() for _ in range(3)}
     with pytest.raises(IndexError):
         dataset.__getitems__([20])
 
