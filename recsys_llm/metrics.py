@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,7 @@ class LookupMetrics:
     """
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[str, float, Any, Any]] = []
+        self._waiting: deque[tuple[str, float, Any, Any]] = deque()
         self.client: Any = None
         _SERVING.observers.add(self)
 
@@ -88,10 +90,9 @@ class LookupMetrics:
 
     def flush(self) -> None:
         """Count the lookups since the last time."""
-        waiting, self._waiting = self._waiting, []
         times: dict[str, list[float]] = {}
         by_view: dict[str, list[Any]] = {}
-        for outcome, seconds, *blocks in waiting:
+        for outcome, seconds, *blocks in _taken(self._waiting):
             times.setdefault(outcome, []).append(seconds)
             for statuses in blocks:
                 for view, states in statuses.items():
@@ -104,11 +105,17 @@ class LookupMetrics:
                 if count:
                     LOOKUP_ROWS.labels(view, status).inc(count)
 
-    def _wait(self, *lookup: Any) -> None:
-        waiting = self._waiting
-        waiting.append(lookup)
-        if len(waiting) >= FLUSH:
+    def _wait(self, outcome: str, seconds: float, users: Any, items: Any) -> None:
+        self._waiting.append((outcome, seconds, users, items))
+        if len(self._waiting) >= FLUSH:
             self.flush()
+
+
+def _taken(waiting: deque[tuple[str, float, Any, Any]]) -> Iterator[tuple[str, float, Any, Any]]:
+    """Take what waits, one at a time: threads that append or take too neither lose nor double any."""
+    with suppress(IndexError):
+        while True:
+            yield waiting.popleft()
 
 
 class _Serving:
@@ -172,13 +179,12 @@ class RunMetrics:
         self._ends: dict[str, float] = {}
         self._until = Gauge(UNTIL, "End of the newest materialised interval.", ["view", "producer"], registry=registry)
 
-    def add(self, view: str, producer: str, counts: Mapping[str, float], until: datetime | float | None = None) -> None:
+    def add(self, view: str, producer: str, counts: Mapping[str, float], until: datetime | None = None) -> None:
         """Add to the counters of :data:`RUN_COUNTERS`, and move the end of what is materialised on."""
         for name, count in counts.items():
             self._counters[name].labels(view, producer).inc(count)
         if until is not None:
-            end = until if isinstance(until, float) else until.timestamp()
-            self._ends[view] = max(end, self._ends.get(view, end))
+            self._ends[view] = max(until.timestamp(), self._ends.get(view, float("-inf")))
             self._until.labels(view, producer).set(self._ends[view])
 
 

@@ -79,7 +79,14 @@ class EntityBlock:
         if isinstance(columns, Columns) and column in columns.shared:
             return columns.shared[column]
         values = columns.plain[column] if isinstance(columns, Columns) else columns[column]
-        return Stored(values, np.arange(len(self), dtype=np.int64))
+        return Stored(values, self.every_row)
+
+    @cached_property
+    def every_row(self) -> Rows:
+        """int64 (n,): all rows in order; read-only."""
+        rows = np.arange(len(self), dtype=np.int64)
+        rows.flags.writeable = False
+        return rows
 
     @cached_property
     def positions(self) -> Mapping[str, int]:
@@ -262,6 +269,12 @@ class FeatureBatch:
         data |= {name: self.pairwise[:, place] for place, name in enumerate(self.pairwise_names)}
         return pd.DataFrame(data, index=pd.RangeIndex(len(self)))
 
+    @cached_property
+    def _in_order(self) -> tuple[bool, bool]:
+        """Whether the pairs are all users in order, and all items in order: their columns are then the blocks'."""
+        user, item = self.user.every_row, self.item.every_row
+        return np.array_equal(self.user_rows, user), np.array_equal(self.item_rows, item)
+
     def _side(self, column: str) -> tuple[EntityBlock, Rows]:
         if column in self.user.columns:
             return self.user, self.user_rows
@@ -281,6 +294,8 @@ class FeatureBatch:
         if not isinstance(values, np.ndarray) or values.ndim != ndim:
             found = f"float32 {values.shape}" if isinstance(values, np.ndarray) else _type_of(values)
             raise ServiceError(f"service {self.service}: expected {column} to be {expected}, found {found}")
+        if stored.rows is block.every_row and self._in_order[block is self.item]:
+            return values
         places = stored.rows[rows]
         if len(places) == len(values) and np.array_equal(places, np.arange(len(values))):
             return values

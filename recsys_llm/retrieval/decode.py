@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys_llm.errors import LayoutError
+from recsys_llm.retrieval.reply_table import EqualValues
 from recsys_llm.retrieval.service import Feature, View
 from recsys_llm.retrieval.stored import Cells, Column, Kind
 from recsys_llm.retrieval.wire import WireError, bytes_prefix, float_list_prefix, parse_timestamp, parse_value
@@ -39,7 +40,7 @@ FLOAT_BYTES, DOUBLE_BYTES, LONGEST_NUMBER = 5, 9, 11
 SECONDS_TAG, NANOS_TAG, SECONDS_BYTES, LONGEST_STAMP = 0x08, 0x10, 5, 12
 """Of a timestamp from 1978 to 3058: a tag, five bytes of seconds; unless 0, a tag and up to five of nanoseconds."""
 FEW = 8
-"""Up to so many timestamps are read faster one by one."""
+"""Up to so many values are read faster one by one."""
 NO_ROW = 0
 """Timestamp of a row that isn't there: Redis has no other way to say so than the epoch."""
 
@@ -87,11 +88,13 @@ def decode_timestamps(values: Sequence[bytes | None], view: View, ids: Sequence[
     LayoutError
         Bytes are no timestamp; the message names view and key.
     """
-    stamps = [value or b"" for value in values]
+    stamps: Sequence[bytes] = values if isinstance(values, EqualValues) else [value or b"" for value in values]
     micros = np.full(len(stamps), NO_ROW, dtype=np.int64)
     if len(stamps) <= FEW:
         _parse_timestamps(stamps, range(len(stamps)), micros, view, ids)
         return micros
+    if (whole := _whole_seconds(stamps)) is not None:
+        return whole
     lengths, table = _table(stamps, LONGEST_STAMP)
     digits = (table & 0x7F).astype(np.int64)
     goes_on = table >= 0x80
@@ -107,18 +110,42 @@ def decode_timestamps(values: Sequence[bytes | None], view: View, ids: Sequence[
     return micros
 
 
+def _whole_seconds(stamps: Sequence[bytes]) -> npt.NDArray[np.int64] | None:
+    """Return the times of timestamps without nanoseconds; None unless all are of that form."""
+    if not isinstance(stamps, EqualValues) or stamps.table.shape[1] != 1 + SECONDS_BYTES:
+        return None
+    padded = np.zeros((len(stamps), 8), dtype=np.uint8)
+    padded[:, : 1 + SECONDS_BYTES] = stamps.table
+    numbers = padded.view("<i8")[:, 0]
+    if ((numbers & _SECONDS_FORM) != _SECONDS_TAGS).any():
+        return None
+    seconds = (numbers >> 8) & 0x7F
+    for place in range(1, SECONDS_BYTES):
+        seconds |= ((numbers >> 8 * (place + 1)) & 0x7F) << 7 * place
+    micros: npt.NDArray[np.int64] = seconds * 1_000_000
+    return micros
+
+
 def _parse_timestamps(
-    stamps: list[bytes], rows: Iterable[int], micros: npt.NDArray[np.int64], view: View, ids: Sequence[str]
+    stamps: Sequence[bytes], rows: Iterable[int], micros: npt.NDArray[np.int64], view: View, ids: Sequence[str]
 ) -> None:
     """Fill in ``micros`` at ``rows``, one by one."""
     for row in rows:
         try:
-            micros[row] = parse_timestamp(stamps[row]) if stamps[row] else NO_ROW
+            micros[row] = _one_timestamp(stamps[row]) if stamps[row] else NO_ROW
         except (WireError, OverflowError):
             raise LayoutError(
                 f"view {view.name}, {view.join_key}={ids[row]!r}: expected a timestamp, found {stamps[row][:32]!r}; "
                 "materialise it again"
             ) from None
+
+
+def _one_timestamp(stamp: bytes) -> int:
+    """Return what :func:`parse_timestamp` returns; sooner for whole seconds."""
+    number = int.from_bytes(stamp, "little")
+    if len(stamp) != 1 + SECONDS_BYTES or number & _SECONDS_FORM != _SECONDS_TAGS:
+        return parse_timestamp(stamp)
+    return sum((stamp[place + 1] & 0x7F) << 7 * place for place in range(SECONDS_BYTES)) * 1_000_000
 
 
 class _Where:
@@ -231,13 +258,24 @@ def _stored_vectors(values: Sequence[bytes | None], storage: VectorStorage, wher
 def _packed(values: Sequence[bytes | None], prefix: bytes, length: int) -> Bytes | None:
     """Return the bytes after ``prefix`` of each value, uint8 (n, length); None unless all values have this form."""
     size = len(prefix) + length
+    if isinstance(values, EqualValues):
+        return _after(values.table, prefix) if length and values.table.shape[1] == size else None
+    if len(values) <= FEW:
+        if not length or not all(value and len(value) == size and value.startswith(prefix) for value in values):
+            return None
+        tails = bytearray(b"".join([value[len(prefix) :] for value in values if value]))
+        return np.frombuffer(tails, dtype=np.uint8).reshape(-1, length)
     try:
         lengths = list(map(len, values))  # type: ignore[arg-type]
     except TypeError:  # None: no value
         return None
     if not length or lengths.count(size) != len(values):
         return None
-    table = np.frombuffer(b"".join(values), dtype=np.uint8).reshape(-1, size)  # type: ignore[arg-type]
+    return _after(np.frombuffer(b"".join(values), dtype=np.uint8).reshape(-1, size), prefix)  # type: ignore[arg-type]
+
+
+def _after(table: Bytes, prefix: bytes) -> Bytes | None:
+    """Return what comes after ``prefix`` in each row; None where a row starts with something else."""
     if not (table[:, : len(prefix)] == np.frombuffer(prefix, dtype=np.uint8)).all():
         return None
     return table[:, len(prefix) :].copy()
@@ -258,8 +296,14 @@ def _others(values: Sequence[bytes | None], rows: list[int], where: _Where) -> l
     return [(row, found) for row, found in parsed if found is not None]
 
 
-def _table(values: list[bytes], width: int) -> tuple[npt.NDArray[np.int64], Bytes]:
+def _table(values: Sequence[bytes], width: int) -> tuple[npt.NDArray[np.int64], Bytes]:
     """Return the lengths of short values, and their bytes with zeros behind; of a longer one, zeros only."""
+    if isinstance(values, EqualValues):
+        length = values.table.shape[1]
+        table = np.zeros((len(values), width), dtype=np.uint8)
+        if length <= width:
+            table[:, :length] = values.table
+        return np.full(len(values), length, dtype=np.int64), table
     lengths = np.array(list(map(len, values)), dtype=np.int64)
     if len(values) and lengths[0] <= width and (lengths == lengths[0]).all():
         table = np.zeros((len(values), width), dtype=np.uint8)
@@ -270,6 +314,9 @@ def _table(values: list[bytes], width: int) -> tuple[npt.NDArray[np.int64], Byte
 
 
 _FLOAT_PREFIX = bytes([FLOAT_TAG])
+_SECONDS_FORM = int.from_bytes(b"\xff" + b"\x80" * SECONDS_BYTES, "little")
+_SECONDS_TAGS = int.from_bytes(bytes([SECONDS_TAG]) + b"\x80" * (SECONDS_BYTES - 1), "little")
+"""The bits of such a timestamp that say its form: the tag, and which bytes go on."""
 _PLACES = np.array([1 << 7 * place for place in range(9)] + [-(1 << 63)], dtype=np.int64)
 """What each byte of a varint counts; the tenth stands for bit 63."""
 _bytes_prefix = lru_cache(maxsize=64)(bytes_prefix)

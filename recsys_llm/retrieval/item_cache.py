@@ -176,11 +176,12 @@ class ItemCache:
         with self._lock:
             self._prepare(request)
             slots = self._fresh(request)
+            if self._table is not None and len(slots) and slots.min() >= 0:
+                self._count(hits=len(slots))
+                return self._table.gather(slots)
             known = np.flatnonzero(slots >= 0)
             hits = None if self._table is None or not len(known) else self._table.gather(slots[known])
             self._count(hits=len(known), misses=len(slots) - len(known))
-            if hits is not None and len(known) == len(slots):
-                return hits
             unknown = np.flatnonzero(slots < 0)
             misses = self._read(replace(request, ids=tuple(request.ids[row] for row in unknown.tolist())))
             return misses if hits is None else merged(len(slots), hits, known, misses, unknown)
@@ -212,6 +213,8 @@ class ItemCache:
             used = table.used()
             age = self._clock() - table.read_at[used]
             table.drop(table.ids_at(used[age > self._settings.max_staleness]))
+            kept = age <= self._settings.max_staleness
+            table.oldest = float(table.read_at[used[kept]].min(initial=np.inf))
             due = used[(age > self._settings.ttl) & (age <= self._settings.max_staleness) & table.asked[used]]
             ids = table.ids_at(due)
         for start in range(0, len(ids), REFRESH_ROWS):
@@ -236,7 +239,9 @@ class ItemCache:
         if self._table is None:
             return np.full(len(request.ids), -1, dtype=np.int64)
         slots = self._table.find(request.ids)
-        slots[self._clock() - self._table.read_at[slots] > self._settings.max_staleness] = -1
+        now, longest = self._clock(), self._settings.max_staleness
+        if now - self._table.oldest > longest:
+            slots[now - self._table.read_at[slots] > longest] = -1
         return slots
 
     def _read(self, request: Request) -> Decoded:

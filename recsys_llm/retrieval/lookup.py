@@ -15,7 +15,7 @@ from recsys_llm.retrieval.fallback import cold_views, filled_now
 from recsys_llm.retrieval.ids import check_id, checked_list
 from recsys_llm.retrieval.item_cache import ItemCache
 from recsys_llm.retrieval.online import OnlineReader, Request, decoded, settled
-from recsys_llm.retrieval.online_failures import LookupReader, flagged
+from recsys_llm.retrieval.online_failures import Early, LookupReader, flagged
 from recsys_llm.retrieval.service import Service, known_dimensions, unmeasured
 from recsys_llm.retrieval.stored import Rows
 from recsys_llm.schema import ITEM, SEGMENT, USER, USER_ID
@@ -104,10 +104,9 @@ class Lookup:
         of_users, of_items = Request(USER, users, ids), Request(ITEM, items_of, items)
         cache = self.cache
         if cache is not None and items_of:
-            (found,) = reader.read([of_users])
-            item_rows = reader.attempt(
-                lambda: cache.read(of_items), lambda: decoded(of_items, reader.read([of_items])[0])
-            )
+            early = Early(lambda: cache.read(of_items))  # what it has, it gives while the store looks for the user
+            (found,) = reader.read([of_users], early.do)
+            item_rows = reader.attempt(early.result, lambda: decoded(of_items, reader.read([of_items])[0]))
         else:
             found, found_items = reader.read([of_users, of_items])
             item_rows = decoded(of_items, found_items)

@@ -6,7 +6,7 @@ blanked, as a training set's would be.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,12 +16,28 @@ import numpy.typing as npt
 from recsys_llm.retrieval.blocks import EntityBlock, Status
 from recsys_llm.retrieval.decode import NO_ROW, decode
 from recsys_llm.retrieval.service import View
-from recsys_llm.retrieval.stored import Column, Columns, blank
+from recsys_llm.retrieval.stored import Column, Columns, blank, defaulted
 
 if TYPE_CHECKING:
     import feast
 
-__all__ = ["NO_ROW", "Decoded", "OnlineReader", "Request", "StoredRows", "decoded", "open_reader", "settled"]
+__all__ = [
+    "NO_ROW",
+    "Decoded",
+    "Meanwhile",
+    "OnlineReader",
+    "Request",
+    "StoredRows",
+    "decoded",
+    "open_reader",
+    "settled",
+]
+
+
+_PRESENT = int(Status.PRESENT)
+
+Meanwhile = Callable[[], None] | None
+"""What a reader may do while the store is at work."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +73,13 @@ class Decoded:
 class OnlineReader(Protocol):
     """One online store."""
 
-    def read(self, requests: Sequence[Request]) -> list[list[StoredRows]]:
+    def read(self, requests: Sequence[Request], meanwhile: Meanwhile = None) -> list[list[StoredRows]]:
         """Return for each request and view, what is stored of its entities, in order.
+
+        Parameters
+        ----------
+        meanwhile
+            What a reader may do, once, while the store is at work; it raises nothing.
 
         Raises
         ------
@@ -115,13 +136,16 @@ def settled(request: Request, rows: Decoded, now: int) -> EntityBlock:
     for view in request.views:
         timestamps = rows.timestamps[view.name]
         absent = timestamps == NO_ROW
-        states = np.full(len(absent), Status.PRESENT, dtype=np.uint8)
-        states[absent] = Status.MISSING
-        if view.ttl:
-            states[~absent & (timestamps + view.ttl < now)] = Status.STALE
-        gone = states != Status.PRESENT
+        states = np.full(len(absent), _PRESENT, dtype=np.uint8)
+        if absent.any():
+            states[absent] = Status.MISSING
+        if view.ttl and len(absent) and (late := timestamps + view.ttl < now).any():
+            states[~absent & late] = Status.STALE
+        gone = states != _PRESENT
+        some = bool(gone.any())
         for feature in view.features:
             column = rows.columns[feature.column]
-            columns[feature.column] = blank(column, gone) if gone.any() else column
+            column = blank(column, gone) if some else column
+            columns[feature.column] = column if feature.default is None else defaulted(column, feature.default)
         status[view.name] = states
     return EntityBlock(request.entity, request.ids, Columns(columns), status, rows.timestamps)

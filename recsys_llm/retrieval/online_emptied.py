@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from recsys_llm.errors import EmptiedStoreError
-from recsys_llm.retrieval.online import NO_ROW, OnlineReader, Request, StoredRows, open_reader
+from recsys_llm.retrieval.online import NO_ROW, Meanwhile, OnlineReader, Request, StoredRows, open_reader
 from recsys_llm.schema import TAG
 from recsys_llm.stores import RedisOnlineStore
 
@@ -25,7 +25,7 @@ class CheckedReader:
         self.reader = reader
         self._store = store
 
-    def read(self, requests: Sequence[Request]) -> list[list[StoredRows]]:
+    def read(self, requests: Sequence[Request], meanwhile: Meanwhile = None) -> list[list[StoredRows]]:
         """Return what is stored.
 
         Raises
@@ -33,7 +33,7 @@ class CheckedReader:
         EmptiedStoreError
             Redis doesn't hold what was published.
         """
-        found = self.reader.read(requests)
+        found = self.reader.read(requests, meanwhile)
         empty = [
             view.name
             for request, stored in zip(requests, found, strict=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, TypeVar, get_args
+from functools import partial
+from typing import Generic, Literal, NoReturn, TypeVar, get_args
 
 import numpy as np
 
 from recsys_llm.errors import LayoutError, SchemaError, StoreError, did_you_mean
 from recsys_llm.retrieval.blocks import EntityBlock, Status
-from recsys_llm.retrieval.online import NO_ROW, OnlineReader, Request, StoredRows
+from recsys_llm.retrieval.online import NO_ROW, Meanwhile, OnlineReader, Request, StoredRows
 from recsys_llm.retrieval.service import View
 
 OnStoreError = Literal["raise", "defaults"]
@@ -40,10 +41,10 @@ class LookupReader:
         """What failed."""
         return None if self.failure is None else str(self.failure)
 
-    def read(self, requests: Sequence[Request]) -> list[list[StoredRows]]:
+    def read(self, requests: Sequence[Request], meanwhile: Meanwhile = None) -> list[list[StoredRows]]:
         """Return what is stored, or that nothing is."""
         return self.attempt(
-            lambda: self._reader.read(requests),
+            lambda: self._reader.read(requests, meanwhile),
             lambda: [[_no_rows(view, len(request.ids)) for view in request.views] for request in requests],
         )
 
@@ -61,6 +62,40 @@ class LookupReader:
                     raise
                 self.failure = error
         return without()
+
+
+class Early(Generic[T]):
+    """Work that may be done before its result is asked for: once, and what fails is raised where it is asked for."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._done: Callable[[], T] | None = None
+
+    def do(self) -> None:
+        """Do the work, if that was not done."""
+        if self._done is not None:
+            return
+        try:
+            found = self._work()
+            self._done = lambda: found
+        except StoreError as error:
+            self._done = partial(_raised, error)
+
+    def result(self) -> T:
+        """Return what the work gave.
+
+        Raises
+        ------
+        StoreError
+            The work failed.
+        """
+        self.do()
+        assert self._done is not None  # by do
+        return self._done()
+
+
+def _raised(error: StoreError) -> NoReturn:
+    raise error
 
 
 def flagged(block: EntityBlock, failure: StoreError | None) -> EntityBlock:

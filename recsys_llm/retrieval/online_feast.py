@@ -12,7 +12,7 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 
 from recsys_llm.errors import StoreError
-from recsys_llm.retrieval.online import NO_ROW, Request, StoredRows
+from recsys_llm.retrieval.online import NO_ROW, Meanwhile, Request, StoredRows
 from recsys_llm.retrieval.service import View
 from recsys_llm.timestamps import to_micros
 
@@ -23,7 +23,7 @@ class FeastReader:
     def __init__(self, store: feast.FeatureStore) -> None:
         self.store = store
 
-    def read(self, requests: Sequence[Request]) -> list[list[StoredRows]]:
+    def read(self, requests: Sequence[Request], meanwhile: Meanwhile = None) -> list[list[StoredRows]]:
         """Return for each request and view, what is stored of its entities."""
         return [[self._read(view, request.ids) for view in request.views] for request in requests]
 

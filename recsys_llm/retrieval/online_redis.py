@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import add
 from typing import Any
 
 import redis
@@ -11,8 +12,9 @@ from redis.exceptions import RedisError
 from recsys_llm.errors import StoreError
 from recsys_llm.retrieval.decode import decode_timestamps
 from recsys_llm.retrieval.layout import RedisLayout
-from recsys_llm.retrieval.online import Request, StoredRows
-from recsys_llm.retrieval.redis_exchange import exchange
+from recsys_llm.retrieval.online import Meanwhile, Request, StoredRows
+from recsys_llm.retrieval.redis_exchange import Replies, exchange_alike
+from recsys_llm.retrieval.reply_table import ReplyTable
 from recsys_llm.retrieval.service import View
 
 MAX_COMMANDS = 256
@@ -35,17 +37,21 @@ class RedisReader:
         self.layout = layout
         self._commands: dict[tuple[View, ...], Commands] = {}
 
-    def read(self, requests: Sequence[Request]) -> list[list[StoredRows]]:
+    def read(self, requests: Sequence[Request], meanwhile: Meanwhile = None) -> list[list[StoredRows]]:
         """Return for each request and view, what is stored of its entities; one round trip for all of them."""
-        asked = [(request, self.commands(request.views)) for request in requests if request.views and request.ids]
-        packed = b"".join([command.pack(request.ids) for request, command in asked])
-        replies = self._exchange(packed, asked) if asked else []
-        found, start = [], 0
-        for request in requests:
-            end = start + (len(request.ids) if request.views else 0)
-            found.append(self.commands(request.views).split(request, replies[start:end]) if request.views else [])
+        asked = [place for place, request in enumerate(requests) if request.views and request.ids]
+        asked.sort(key=lambda place: -len(requests[place].ids))  # what may come as a table is asked for first
+        first, others = self._exchange([requests[place] for place in asked], meanwhile) if asked else ([], [])
+        replies: dict[int, ReplyTable | list[Any]] = {place: first for place in asked[:1]}
+        start = 0
+        for place in asked[1:]:
+            end = start + len(requests[place].ids)
+            replies[place] = others[start:end]
             start = end
-        return found
+        return [
+            self.commands(request.views).split(request, replies.get(place, [])) if request.views else []
+            for place, request in enumerate(requests)
+        ]
 
     def commands(self, views: tuple[View, ...]) -> Commands:
         """Return what reads these views, made once."""
@@ -58,18 +64,23 @@ class RedisReader:
     def close(self) -> None:
         """Do nothing: the client is somebody else's."""
 
-    def _exchange(self, packed: bytes, asked: list[tuple[Request, Commands]]) -> list[Any]:
+    def _exchange(self, requests: Sequence[Request], meanwhile: Meanwhile) -> Replies:
+        """Return the replies to the first request, and those to all others."""
+        asked = [(request, self.commands(request.views)) for request in requests]
+        counts = [len(request.ids) for request in requests]
         client = self.client()
         try:
             if isinstance(client, redis.Redis):
-                return exchange(client, packed, sum(len(request.ids) for request, _ in asked))
+                packed = b"".join([commands.pack(request.ids) for request, commands in asked])
+                counted = counts[0], sum(counts[1:])
+                return exchange_alike(client, packed, counted, len(asked[0][1].fields), meanwhile)
             # A cluster: each key has a server of its own, so redis-py sends the commands.
             with client.pipeline(transaction=False) as pipe:
                 for request, commands in asked:
                     for key in commands.key.keys(request.ids):
                         pipe.hmget(key, list(commands.fields))
                 replies: list[Any] = pipe.execute()
-                return replies
+                return replies[: counts[0]], replies[counts[0] :]
         except RedisError as error:
             raise store_error(error) from error
 
@@ -81,23 +92,21 @@ class Commands:
         self.key = layouts[0].key
         self.fields = tuple(field for layout in layouts for field in (*layout.fields, layout.stamp))
         self._after = b"".join([self.key.tail, b"\r\n", *map(_bulk, self.fields)])
-        self._before: dict[int, bytes] = {}  # by the id's length in bytes
+        self._before = _Starts(self._start)
 
     def pack(self, ids: Sequence[str]) -> bytes:
         """Return one HMGET for each entity."""
-        parts: list[bytes] = []
-        before, after = self._before, self._after
-        for id_ in ids:
-            encoded = id_.encode("utf-8")
-            length = len(encoded)
-            if length not in before:
-                before[length] = self._start(length)
-            parts += (before[length], encoded, after)
-        return b"".join(parts)
+        encoded = [*map(str.encode, ids)]
+        started = map(add, map(self._before.__getitem__, map(len, encoded)), encoded)
+        return self._after.join([*started, b""])
 
-    def split(self, request: Request, replies: list[list[bytes | None]]) -> list[StoredRows]:
+    def split(self, request: Request, replies: ReplyTable | list[list[bytes | None]]) -> list[StoredRows]:
         """Return the rows of each view from the replies, one for each entity."""
-        columns: Sequence[Sequence[bytes | None]] = list(zip(*replies, strict=True)) or [()] * len(self.fields)
+        columns: Sequence[Sequence[bytes | None]]
+        if isinstance(replies, ReplyTable):
+            columns = replies.columns()
+        else:
+            columns = list(zip(*replies, strict=True)) or [()] * len(self.fields)
         found, start = [], 0
         for view in request.views:
             end = start + len(view.features)
@@ -110,6 +119,18 @@ class Commands:
         before = self.key.before(length)
         size = len(before) + length + len(self.key.tail)
         return b"*%d\r\n$5\r\nHMGET\r\n$%d\r\n%s" % (len(self.fields) + 2, size, before)
+
+
+class _Starts(dict[int, bytes]):
+    """What comes before an id, by its length in bytes; made once."""
+
+    def __init__(self, make: Callable[[int], bytes]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, length: int) -> bytes:
+        self[length] = made = self._make(length)
+        return made
 
 
 def store_error(error: RedisError) -> StoreError:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from recsys_llm.errors import LayoutError, StoreError
 from recsys_llm.retrieval.layout import SqliteLayout
-from recsys_llm.retrieval.online import NO_ROW, Request, StoredRows
+from recsys_llm.retrieval.online import NO_ROW, Meanwhile, Request, StoredRows
 from recsys_llm.retrieval.service import View
 
 MAX_KEYS = 10_000
@@ -41,7 +41,7 @@ class SqliteReader:
         self._local = threading.local()
         self._opened: list[sqlite3.Connection] = []
 
-    def read(self, requests: Sequence[Request]) -> list[list[StoredRows]]:
+    def read(self, requests: Sequence[Request], meanwhile: Meanwhile = None) -> list[list[StoredRows]]:
         """Return for each request and view, what is stored of its entities."""
         return [self._read(request) if request.views else [] for request in requests]
 

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from recsys_llm.retrieval.item_cache import Changes
 from recsys_llm.retrieval.online import Request, StoredRows
 from recsys_llm.retrieval.online_redis import RedisReader, store_error
-from recsys_llm.retrieval.redis_exchange import parses_pushes, send_and_read
+from recsys_llm.retrieval.redis_exchange import may_read, parses_pushes, send_and_read
 
 RESP3 = 3
 
@@ -44,7 +44,7 @@ class TrackedSource:
         """Return which entities were written; all that was read is lost where the connection was."""
         try:
             connection = self._connected()
-            while connection.can_read(0):
+            while may_read(connection) and connection.can_read(0):
                 connection.read_response(push_request=True)
         except RedisError:
             self._disconnect()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,8 @@ class RowTable:
         """When each row was read from the store."""
         self.asked: Flags = np.zeros(self.capacity, dtype=np.bool_)
         """Which rows were asked for since they were read."""
+        self.oldest: float = np.inf
+        """When the row that was read first was read; earlier, where that row is gone."""
         self._recent: Flags = np.zeros(self.capacity, dtype=np.bool_)
 
     def __len__(self) -> int:
@@ -66,8 +69,7 @@ class RowTable:
 
     def find(self, ids: Sequence[str]) -> Rows:
         """Return the slot of each id, int64 (n,); -1: not here."""
-        slots = self._slots
-        return np.array([slots.get(id_, -1) for id_ in ids], dtype=np.int64)
+        return np.fromiter(map(self._slots.get, ids, repeat(-1)), dtype=np.int64, count=len(ids))
 
     def gather(self, slots: Rows) -> Decoded:
         """Return copies of rows, and note that they were asked for."""
@@ -112,6 +114,7 @@ class RowTable:
         for view, stamps in rows.timestamps.items():
             self._timestamps[view][at] = stamps[where]
         self.read_at[at] = now
+        self.oldest = min(self.oldest, now)
         self.asked[at] = False
         return evicted
 

@@ -60,6 +60,9 @@ class Feature:
     """Length of a vector, where the view states it."""
     storage: VectorStorage | None = None
     """Of a vector that is stored as bytes: how to decode it."""
+    default: float | None = None
+    """What an online reader gives where there is no number, or for each number of a vector; None: NaN. A serving
+    manifest may name one."""
 
 
 @dataclass(frozen=True)

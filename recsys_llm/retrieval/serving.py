@@ -21,6 +21,8 @@ from recsys_llm.storage import VectorStorage
 
 FORMAT = 1
 NUMBERS = (Kind.SCALAR, Kind.VECTOR)
+NOT_A_NUMBER = "NaN"
+"""JSON has no other way to say so."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def read_manifest(file: Path) -> Manifest:
     Raises
     ------
     ConfigError
-        There is no such file, it was altered, or it has another format.
+        There is no such file, it was altered, or it has another format; or a default is none of the feature's kind.
     """
     remedy = "write it with `recsys-llm export-serving SERVICE --out FILE`"
     if not file.is_file():
@@ -70,7 +72,10 @@ def read_manifest(file: Path) -> Manifest:
         raise ConfigError(f"{file}: {error}; {remedy} again") from None
     if content.get("format") != FORMAT:
         raise ConfigError(f"{file}: expected format {FORMAT}, found {content.get('format')!r}; {remedy} again")
-    views = tuple(_view(written) for written in content["views"])
+    try:
+        views = tuple(_view(written) for written in content["views"])
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}; {remedy} again") from None
     return Manifest(
         Service(content["service"], views),
         {written["name"]: _layout(written["stored"]) for written in content["views"]},
@@ -103,7 +108,7 @@ def _written_feature(feature: Feature) -> dict[str, Any]:
         if storage is None
         else {"storage": storage.storage, "dim": storage.dim, "scale": storage.scale},
         # What a reader gives where there is no value.
-        "default": "NaN" if feature.kind in NUMBERS else None,
+        "default": (NOT_A_NUMBER if feature.default is None else feature.default) if feature.kind in NUMBERS else None,
     }
 
 
@@ -129,7 +134,21 @@ def _view(written: Mapping[str, Any]) -> View:
 
 def _feature(written: Mapping[str, Any]) -> Feature:
     storage = None if written["storage"] is None else VectorStorage(**written["storage"])
-    return Feature(written["name"], written["column"], Kind(written["kind"]), written["dimension"], storage)
+    kind = Kind(written["kind"])
+    default = _default(written["default"], kind, written["column"])
+    return Feature(written["name"], written["column"], kind, written["dimension"], storage, default)
+
+
+def _default(found: Any, kind: Kind, column: str) -> float | None:
+    if kind not in NUMBERS:
+        if found is not None:
+            raise ValueError(f"default of {column}: expected null for {kind}, found {found!r}")
+        return None
+    if found == NOT_A_NUMBER:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ValueError(f"default of {column}: expected a number or {NOT_A_NUMBER!r}, found {found!r}")
+    return float(found)
 
 
 def _layout(written: Mapping[str, Any]) -> RedisLayout | SqliteLayout:

@@ -141,6 +141,16 @@ def nulls(column: Column) -> npt.NDArray[np.bool_]:
     return np.asarray(np.isnan(column).all(axis=1), dtype=np.bool_)
 
 
+def defaulted(column: npt.NDArray[np.float32], default: float) -> npt.NDArray[np.float32]:
+    """Return numbers or vectors with ``default`` in the place of missing ones."""
+    where = nulls(column)
+    if not where.any():
+        return column
+    filled = column.copy()
+    filled[where] = default
+    return filled
+
+
 def blank(column: Column, where: npt.NDArray[np.bool_]) -> Column:
     """Return a column that was read online with the rows of ``where`` (bool (n,)) missing."""
     if isinstance(column, Cells):

@@ -24,6 +24,8 @@ Batch = dict[str, torch.Tensor]
 Array = npt.NDArray[Any]
 
 ROWS_KEY = "rows"
+SPARES = 2
+"""Arrays of a column that are kept to be filled again: of a batch, and of the one that is made while it is used."""
 PICKLED_BYTES = 64 * 2**20
 """A dataset in memory that is larger is not sent to other processes."""
 
@@ -45,6 +47,37 @@ class MappedArray:
         return {"path": self.path, "_array": None}
 
 
+class Spares:
+    """Memory of batches that nobody holds any more: fresh memory costs as much as what is gathered into it."""
+
+    def __init__(self) -> None:
+        self._free: dict[str, list[Array]] = {}
+
+    def take(self, column: str, values: Array, places: Array) -> Array:
+        """Return ``values`` at ``places`` along the first axis, as ``np.take`` does.
+
+        Views of it may be kept only through an owner, such as a tensor, that keeps the array itself.
+        """
+        if values.ndim < 2 or not len(places) or places.min() < 0 or places.max() >= len(values):
+            return np.take(values, places, axis=0)
+        free = self._free.setdefault(column, [])
+        try:
+            whole = free.pop()
+        except IndexError:
+            whole = np.empty((0, *values.shape[1:]), dtype=values.dtype)
+        if len(whole) < len(places):
+            whole = np.empty((len(places), *values.shape[1:]), dtype=values.dtype)
+        taken = whole[: len(places)]
+        weakref.finalize(taken, _give_back, free, whole).atexit = False
+        # Places were compared: "clip" has nothing to clip, and unlike "raise" needs no copy.
+        return np.take(values, places, axis=0, out=taken, mode="clip")
+
+
+def _give_back(free: list[Array], whole: Array) -> None:
+    if len(free) < SPARES:
+        free.append(whole)
+
+
 class ExampleDataset(Dataset[Batch]):
     """Examples as rows of stored values.
 
@@ -62,6 +95,7 @@ class ExampleDataset(Dataset[Batch]):
         self._length = length
         self._columns = dict(columns)
         self._mapped = False
+        self._spares = Spares()
 
     def __len__(self) -> int:
         return self._length
@@ -76,7 +110,7 @@ class ExampleDataset(Dataset[Batch]):
         batch = {}
         for name, (values, where) in self._columns.items():
             places = at if where is None else np.take(_array(where), at)
-            batch[name] = torch.from_numpy(np.take(_array(values), places, axis=0))
+            batch[name] = torch.from_numpy(self._spares.take(name, _array(values), places))
         return batch | {ROWS_KEY: torch.from_numpy(at)}
 
     def mapped(self, directory: Path | str | None = None) -> ExampleDataset:
@@ -134,7 +168,7 @@ class ExampleDataset(Dataset[Batch]):
                     f"dataset: {size / 2**20:,.0f} MiB would be copied to another process; use loader(workers=...), or "
                     "dataset(directory=...), which other processes map"
                 )
-        return self.__dict__
+        return self.__dict__ | {"_spares": Spares()}
 
 
 def make_loader(

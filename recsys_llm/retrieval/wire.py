@@ -13,6 +13,7 @@ from typing import Any, Final
 VARINT, FIXED64, BYTES, GROUP, END_GROUP, FIXED32 = range(6)
 """Wire types."""
 _VARINT_BYTES = 10
+_TEXT_TAG = 0x0A
 
 FIELDS: Final[Mapping[int, tuple[str, int]]] = {
     1: ("bytes_val", BYTES),
@@ -186,6 +187,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 def _list(data: bytes, wire: int, convert: Callable[[Any], Any], unpack: str | None) -> tuple[Any, ...]:
     """Return the elements of ``repeated T val = 1``: one by one, or packed."""
+    if convert is _text and (texts := _short_texts(data)) is not None:
+        return texts
     values: list[Any] = []
     for number, found, raw in _fields(data):
         if number != 1:
@@ -195,13 +198,26 @@ def _list(data: bytes, wire: int, convert: Callable[[Any], Any], unpack: str | N
         elif found == BYTES and unpack is not None:
             if len(raw) % struct.calcsize(unpack):
                 raise WireError("truncated")
-            values += (value for (value,) in struct.iter_unpack(unpack, raw))
+            values += struct.unpack(f"<{len(raw) // struct.calcsize(unpack)}{unpack[1]}", raw)
         elif found == BYTES and wire == VARINT:
             at = 0
             while at < len(raw):
                 value, at = _varint(raw, at)
                 values.append(convert(value))
     return tuple(values)
+
+
+def _short_texts(data: bytes) -> tuple[str, ...] | None:
+    """Return the elements of a list of texts of up to 127 bytes, as protobuf writes them; None for any other bytes."""
+    texts, at, end = [], 0, len(data)
+    while at < end:
+        if data[at] != _TEXT_TAG or at + 1 == end or (length := data[at + 1]) >= 0x80:
+            return None
+        start, at = at + 2, at + 2 + length
+        if at > end:
+            return None
+        texts.append(_text(data[start:at]))
+    return tuple(texts)
 
 
 def _text(raw: bytes) -> str:

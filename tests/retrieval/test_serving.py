@@ -128,6 +128,49 @@ def test_an_altered_manifest_is_refused(manifest, tmp_path):
         LookupClient(tmp_path / "other.json")
 
 
+def with_default(manifest, column, default):
+    content = read_signed_json(manifest.read_bytes())
+    (feature,) = [one for view in content["views"] for one in view["features"] if one["column"] == column]
+    feature["default"] = default
+    manifest.write_bytes(signed_json(content))
+
+
+def test_the_defaults_of_a_manifest_are_given_where_there_is_no_value(client, manifest):
+    events, vector = "item_stats__n_events", "item_text_embedding_v1__embedding"
+    expected = client.lookup("u1", CANDIDATES, service=EVERYTHING)
+    assert np.isnan(expected.scalar(events)).any()
+    assert not np.isnan(expected.scalar(events)).all()
+    with_default(manifest, events, -1)
+    with_default(manifest, vector, 0.5)
+    with LookupClient(manifest, now=lambda: NOW) as light:
+        found = light.lookup("u1", CANDIDATES)
+    for column, default, values in (
+        (events, -1, expected.scalar(events)),
+        (vector, 0.5, expected.vector(vector)),
+    ):
+        missing = np.isnan(values) if values.ndim == 1 else np.isnan(values).all(axis=1)
+        given = found.scalar(column) if values.ndim == 1 else found.vector(column)
+        assert missing.any()
+        assert (given[missing] == default).all()
+        assert given[~missing].tobytes() == values[~missing].tobytes()
+    assert found.status("item_stats").tolist() == expected.status("item_stats").tolist()
+    assert read_manifest(manifest).service.views != client.resolve(EVERYTHING).views
+
+
+@pytest.mark.parametrize(
+    ("column", "default", "message"),
+    [
+        ("item_stats__n_events", "0", "default of item_stats__n_events: expected a number or 'NaN', found '0'"),
+        ("item_stats__n_events", True, "expected a number or 'NaN', found True"),
+        ("user_next_items_v1__item_ids", ["i0"], r"expected null for strings, found \['i0'\]"),
+    ],
+)
+def test_a_default_of_another_kind_is_refused(manifest, column, default, message):
+    with_default(manifest, column, default)
+    with pytest.raises(ConfigError, match=f"serving.json: .*{message}.*export-serving"):
+        LookupClient(manifest)
+
+
 def test_a_password_is_asked_for_and_never_written(tmp_path):
     with redis_server(password="geheim") as server:
         online = {"type": "redis", "connection_string": f"127.0.0.1:{server.port},db=0,password=geheim"}

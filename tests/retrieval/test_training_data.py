@@ -110,6 +110,28 @@ def test_mapping_nothing(tmp_path):
     assert empty.__getitems__([])["a"].shape == (0, 3)
 
 
+def test_memory_of_a_batch_is_filled_again_once_nobody_holds_it():
+    values = np.arange(60, dtype=np.float32).reshape(20, 3)
+    dataset = ExampleDataset(20, {"a": (values, np.arange(20)[::-1].copy()), "b": (values, None)})
+    held = dataset.__getitems__(range(10))
+    rows, part = held["a"], held["b"][2:4].numpy()[1:]
+    del held
+    for start in range(5):
+        again = dataset.__getitems__(range(start, start + 12))
+        assert again["a"].numpy().tolist() == values[::-1][start : start + 12].tolist()
+        assert again["b"].numpy().tolist() == values[start : start + 12].tolist()
+    assert rows.numpy().tolist() == values[::-1][:10].tolist()
+    assert part.tolist() == values[3:4].tolist()
+    del rows, part
+    del again
+    place = dataset.__getitems__(range(12))["a"].data_ptr()
+    assert dataset.__getitems__(range(12))["a"].data_ptr() == place
+    assert dataset.__getitems__([19, -1])["a"].tolist() == [values[0].tolist()] * 2
+    assert dataset.__getitems__([19, -1])["b"].tolist() == [values[19].tolist()] * 2
+    with pytest.raises(IndexError):
+        dataset.__getitems__([20])
+
+
 @pytest.mark.parametrize("rows", [1, 7, 43, 1000])
 def test_slices_together_are_one_call(repository, client, training, asked, rows):
     slices = list(client.training_slices(asked, service=EVERYTHING, rows=rows))
