@@ -61,13 +61,17 @@ def build_world(folder: Path, *, items: int, store: str, redis_url: str | None, 
     items
         Rows of items.
     store
-        ``redis`` or ``sqlite``.
+        ``redis`` or ``sqlite``, or ``recsys_llm.stores.RedisOnlineStore`` (which takes no password in its URL).
     redis_url
         ``redis://HOST:PORT/DB``; for ``redis`` only.
     """
     from feast import Entity, FeatureService, FeatureStore, ValueType
 
-    online = {"type": "sqlite", "path": "online.db"} if store == "sqlite" else _redis_config(str(redis_url))
+    online = (
+        {"type": "sqlite", "path": "online.db"}
+        if store == "sqlite"
+        else _redis_config(str(redis_url)) | {"type": store}
+    )
     project = f"bench_{np.random.default_rng().integers(2**32):08x}"
     opened = FeatureStore(config=repo_config(folder, online, project=project))
     entities = {

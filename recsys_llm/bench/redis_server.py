@@ -21,6 +21,71 @@ START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 
 
+class RedisProcess:
+    """A Redis that can be killed and come back on its port, with what it wrote to its folder."""
+
+    def __init__(self, folder: str, *, durable: bool) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        network = ["--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", ""]
+        log = ["--appendonly", "yes", "--appendfsync", "everysec"] if durable else ["--appendonly", "no"]
+        self._command = [str(_binary()), *network, *log]
+        self.url = f"redis://127.0.0.1:{port}/0"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers.
+
+        Raises
+        ------
+        ConfigError
+            It doesn't.
+        """
+        nowhere = subprocess.DEVNULL
+        self._process = subprocess.Popen(self._command, stdin=nowhere, stdout=nowhere, stderr=nowhere)
+        try:
+            _wait(self._process, self.url)
+        except BaseException:
+            self.stop()
+            raise
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL)."""
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """Ask it to end, and make it."""
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
+@contextlib.contextmanager
+def redis_process(*, durable: bool = False) -> Iterator[RedisProcess]:
+    """Run a Redis on a free port.
+
+    Parameters
+    ----------
+    durable
+        With an append-only file, synced every second.
+
+    Raises
+    ------
+    ConfigError
+        There is no redis-server, or it doesn't start.
+    """
+    with tempfile.TemporaryDirectory(prefix="recsys_llm_redis_") as folder:
+        server = RedisProcess(folder, durable=durable)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
 @contextlib.contextmanager
 def redis_server() -> Iterator[str]:
     """Run a Redis without persistence on a free port, and return its URL.
@@ -30,25 +95,8 @@ def redis_server() -> Iterator[str]:
     ConfigError
         There is no redis-server, or it doesn't start.
     """
-    with tempfile.TemporaryDirectory(prefix="recsys_llm_redis_") as folder:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        arguments = ["--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--appendonly", "no"]
-        process = subprocess.Popen(
-            [str(_binary()), *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            url = f"redis://127.0.0.1:{port}/0"
-            _wait(process, url)
-            yield url
-        finally:
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    with redis_process() as server:
+        yield server.url
 
 
 def _wait(process: subprocess.Popen[bytes], url: str) -> None:
@@ -58,8 +106,8 @@ def _wait(process: subprocess.Popen[bytes], url: str) -> None:
             try:
                 client.ping()
                 return
-            except redis.ConnectionError:
-                time.sleep(0.05)  # not up yet
+            except (redis.ConnectionError, redis.TimeoutError):  # not up yet, or still reading its file
+                time.sleep(0.02)
     raise ConfigError(f"redis-server did not answer at {url}; give a running one with --redis redis://HOST:PORT/DB")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -218,6 +219,42 @@ def softmax(
     from recsys_llm.bench.softmax import bench_softmax
 
     _finish(bench_softmax(runs=runs), json_file)
+
+
+@app.command()
+def load(
+    candidates: Annotated[int, typer.Option(min=1, help="Items looked up for one user.")] = 500,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Of each long run.")] = 60.0,
+    probe_seconds: Annotated[float, typer.Option(min=0.1, help="Of each step of the search for the rate.")] = 5.0,
+    down_seconds: Annotated[float, typer.Option(min=0, help="How long Redis is away in the second run.")] = 1.0,
+    limit_ms: Annotated[float, typer.Option(min=1, help="Of the p99 of a sustained rate.")] = 100.0,
+    json_file: JsonFile = None,
+) -> None:
+    """Hold the highest rate of requests that one process sustains, then again while its Redis is restarted.
+
+    Latencies count from when a request was due. Redis is a private one with an append-only file.
+
+    Example: recsys-llm bench load --seconds 60 --json load.json
+    """
+    from recsys_llm.bench.load import bench_load, show_load
+    from recsys_llm.bench.report import write_report
+
+    content = bench_load(
+        candidates=candidates,
+        seconds=seconds,
+        probe_seconds=probe_seconds,
+        down_seconds=down_seconds,
+        limit_ms=limit_ms,
+        echo=_progress,
+    )
+    show_load(content, typer.echo)
+    if json_file is not None:
+        write_report(json_file, content)
+
+
+def _progress(line: str) -> None:
+    if sys.stderr.isatty():
+        typer.echo(line, err=True)
 
 
 def _finish(content: dict[str, Any], json_file: Path | None) -> None:

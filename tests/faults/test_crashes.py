@@ -2,132 +2,33 @@
 
 from __future__ import annotations
 
-import random
 import resource
-import shutil
-import signal
-from pathlib import Path
 
-import pandas as pd
-import pyarrow.parquet as pq
 import pytest
-import redis
-import yaml
 
 from recsys_llm import schema
-from recsys_llm.commands.feast_cli import run_feast
-from recsys_llm.commands.repository import init_repository
-from recsys_llm.config import load_config
-from recsys_llm.producers import open_ledger
-from recsys_llm.producers.user_statistics import UserStatistics
 from recsys_llm.retrieval import open_store
+from tests.faults.crashes import VIEW, begin_again, kill_and_check, newest, read, times
 from tests.faults.processes import join, spawn
-from tests.services import redis_server
-from tests.workspace import START, materialize, offline, online, use_redis
+from tests.workspace import START, materialize, offline
 
 pytestmark = pytest.mark.faults
 
-VIEW = schema.USER_STATS
-CHUNK_ROWS = 128
+
+@pytest.fixture
+def repository(crash_repository, small_chunks):
+    return crash_repository
 
 
-@pytest.fixture(scope="module", params=["sqlite", "redis"])
-def repository(request, tmp_path_factory, simulated_data):
-    """An applied repository over either store."""
-    target = init_repository(tmp_path_factory.mktemp("crash") / "feature_repo", data=simulated_data)
-    if request.param == "sqlite":
-        run_feast(target, "apply")
-        shutil.copytree(target / "data", target / "applied")
-        yield target
-        return
-    with redis_server() as server:
-        use_redis(target, server.url)
-        run_feast(target, "apply")
-        shutil.copytree(target / "data", target / "applied")
-        yield target
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(UserStatistics, "chunk_rows", CHUNK_ROWS)
-
-
-def times(repository: Path) -> list:
-    """Return the times of all events, sorted."""
-    source = yaml.safe_load((repository / "recsys_llm.yaml").read_text())["sources"]["interactions"]["parquet"]
-    return sorted(pq.read_table(source).column("event_timestamp").to_pylist())
-
-
-def begin_again(repository: Path, until) -> None:
-    """Start over, with the rows until a time materialised: older ones than the run to be killed will write."""
-    settings = yaml.safe_load((repository / "feature_store.yaml").read_text())["online_store"]
-    shutil.rmtree(repository / "data")
-    shutil.copytree(repository / "applied", repository / "data")
-    if settings["type"] != "sqlite":
-        with redis.Redis(port=int(settings["connection_string"].split(":")[1])) as admin:
-            admin.flushall()
-    materialize(repository, VIEW, end=until)
-
-
-def rows_in_parts(repository: Path) -> int:
-    return sum(pq.read_metadata(file).num_rows for file in parts(repository))
-
-
-def parts(repository: Path) -> list[Path]:
-    return sorted((repository / "data" / "features" / VIEW).glob("part-*.parquet"))
-
-
-def newest(rows: pd.DataFrame) -> dict[str, int]:
-    return dict(rows.groupby(schema.USER_ID).tail(1)[[schema.USER_ID, schema.N_EVENTS]].values.tolist())
-
-
-def read(repository: Path, keys: list[str]) -> dict[str, int]:
-    return dict(zip(keys, online(repository, VIEW, keys)[schema.N_EVENTS], strict=True))
-
-
-def kill_and_check(repository: Path, points: int, seed: int, capsys) -> None:
-    moments = times(repository)
-    middle, end = moments[len(moments) // 2], moments[-1] + pd.Timedelta(days=2).to_pytimedelta()
-
-    def run() -> None:
-        materialize(repository, VIEW, end=end)
-
-    begin_again(repository, middle)
-    status, calls = join(spawn(run, count=True))
-    assert status == 0
-    expected = offline(repository, VIEW)
-    assert len(expected) == rows_in_parts(repository)
-    assert len(parts(repository)) > 5
-    assert read(repository, list(newest(expected))) == newest(expected)
-    killed, chance = 0, random.Random(seed)
-    for point in sorted(chance.sample(range(1, calls), points)):
-        begin_again(repository, middle)
-        status, _ = join(spawn(run, kill_at=point))
-        killed += status == -signal.SIGKILL
-        whole = rows_in_parts(repository)
-        capsys.readouterr()
-        run()
-        computed = len(expected) - whole
-        printed = capsys.readouterr().out
-        assert (f"computed {computed:,} rows" in printed) if computed else "nothing new" in printed, (point, printed)
-        found = offline(repository, VIEW)
-        assert not found.duplicated([schema.USER_ID, schema.EVENT_TIMESTAMP]).any(), point
-        assert found.map(repr).values.tolist() == expected.map(repr).values.tolist(), point
-        assert read(repository, list(newest(expected))) == newest(expected), point
-        ledger = open_ledger(load_config(repository))
-        assert (ledger.count(VIEW), len(ledger.parts(VIEW))) == (len(expected), len(parts(repository))), point
-        ledger.close()
-        assert not list((repository / "data" / "features").glob(".*.tmp")), point
-    assert killed >= points * 0.8  # a run may take another way, and end before its point
-
-
-def test_killed_anywhere(repository, capsys):
-    kill_and_check(repository, points=8, seed=20261124, capsys=capsys)
+def test_killed_anywhere(repository, capsys, chunks):
+    kill_and_check(repository, points=8, seed=20261124, capsys=capsys, chunks=chunks)
 
 
 @pytest.mark.soak
-def test_killed_anywhere_200_times(repository, capsys):
-    kill_and_check(repository, points=200, seed=7, capsys=capsys)
+def test_killed_anywhere_50_times(repository, capsys, chunks, request):
+    """With the Ray variants in test_driver_killed.py: 200 points over two stores and two executors."""
+    store = request.node.callspec.params["crash_repository"]
+    kill_and_check(repository, points=50, seed=7, capsys=capsys, chunks=chunks).write(f"local_{store}")
 
 
 @pytest.mark.parametrize("limit", [0, 4_096, 20_000])

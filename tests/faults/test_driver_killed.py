@@ -1,0 +1,110 @@
+"""SIGKILL of the driver of a Ray run: its workers end, and the next run completes what it began."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+import yaml
+
+pytest.importorskip("ray", reason="the extra `ray` is not installed")
+
+from recsys_llm.engine import ray_executor
+from recsys_llm.engine.ray_executor import CHUNKS_PER_WORKER
+from recsys_llm.producers import Parts
+from recsys_llm.retrieval import open_store
+from tests.faults.crashes import VIEW, ChunkCounter, Figures, begin_again, check, kill_and_check, parts, times
+from tests.faults.processes import join, spawn
+from tests.faults.ray_cluster_process import Cluster, cluster_process
+from tests.workspace import START, materialize, offline
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with cluster_process(tmp_path_factory.mktemp("ray")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def repository(crash_repository, small_chunks):
+    return crash_repository
+
+
+@pytest.fixture
+def on_ray(repository, cluster):
+    """Materialise on the cluster, with one worker; only in a fork, since this process has no connection to it."""
+
+    def run(end) -> None:
+        settings = yaml.safe_load((repository / "feature_store.yaml").read_text())
+        settings["batch_engine"] |= {"executor": "ray", "ray_address": cluster.address, "max_workers": 1}
+        other = repository / "feature_store.ray.yaml"
+        other.write_text(yaml.safe_dump(settings))
+        open_store(repository, config_file=other.name).materialize(START, end, feature_views=[VIEW])
+
+    return run
+
+
+def wait_until_workers_are_gone(cluster: Cluster, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while cluster.workers():
+        assert time.monotonic() < deadline, f"workers {cluster.workers()} outlived their driver"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("crash_repository", ["sqlite"], indirect=True)
+def test_a_killed_driver_leaves_no_worker_and_loses_nothing(repository, cluster, on_ray, capsys):
+    moments = times(repository)
+    middle, end = moments[len(moments) // 2], moments[-1]
+    begin_again(repository, middle)
+    before = len(parts(repository))
+    materialize(repository, VIEW, end=end)
+    expected, most = offline(repository, VIEW), len(parts(repository))
+    begin_again(repository, middle)
+
+    def stop_after_a_part() -> None:
+        writing = Parts.write
+
+        def write(self, table):
+            name = writing(self, table)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            return name
+
+        Parts.write = write  # in a fork, so for nobody else
+        on_ray(end)
+
+    driver = spawn(stop_after_a_part)
+    assert os.WIFSTOPPED(os.waitpid(driver[0], os.WUNTRACED)[1])
+    assert cluster.workers()
+    assert before < len(parts(repository)) < most
+    os.kill(driver[0], signal.SIGKILL)
+    assert join(driver)[0] == -signal.SIGKILL
+    wait_until_workers_are_gone(cluster)
+    again = spawn(lambda: on_ray(end))
+    assert join(again)[0] == 0
+    wait_until_workers_are_gone(cluster)
+    capsys.readouterr()
+    materialize(repository, VIEW, end=end)
+    check(repository, expected, len(expected), capsys.readouterr().out, Figures(), "driver")
+
+
+@pytest.mark.soak
+def test_a_driver_killed_50_times(repository, cluster, on_ray, capsys, chunks, tmp_path, monkeypatch, request):
+    sent = tmp_path / "sent"
+    sent.mkdir()
+    store = request.node.callspec.params["crash_repository"]
+    figures = kill_and_check(
+        repository,
+        points=50,
+        seed=8,
+        capsys=capsys,
+        chunks=chunks,
+        run=on_ray,
+        sent=ChunkCounter(sent, monkeypatch, ray_executor._Chunks, "take"),
+        most_redone=CHUNKS_PER_WORKER,
+    )
+    figures.write(f"ray_{store}")
+    wait_until_workers_are_gone(cluster)
