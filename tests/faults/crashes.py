@@ -27,6 +27,8 @@ from tests.workspace import materialize, offline, online
 
 VIEW = schema.USER_STATS
 CHUNK_ROWS = 128
+POINTS = 50
+"""Kills of each soak test: 200 over two stores and two executors."""
 FIGURES = "SOAK_FIGURES"
 """Environment variable: a folder for the figures of the soak runs, one JSON file for each store and executor."""
 
@@ -122,6 +124,7 @@ def kill_and_check(
     run: Callable[[Any], None] | None = None,
     sent: ChunkCounter | None = None,
     most_redone: int = 1,
+    name: str | None = None,
 ) -> Figures:
     """Kill a run at random places, and check what the next one makes of it.
 
@@ -133,6 +136,8 @@ def kill_and_check(
         Count the chunks that this process's executor computes and those that ``run`` hands to others.
     most_redone
         Chunks that may be computed twice: as many as can be under way.
+    name
+        Of the file for the figures, which is written after each point.
     """
     moments = times(repository)
     middle, end = moments[len(moments) // 2], moments[-1] + pd.Timedelta(days=2).to_pytimedelta()
@@ -169,7 +174,9 @@ def kill_and_check(
         figures.most_redone = max(figures.most_redone, redone)
         check(repository, expected, whole, capsys.readouterr().out, figures, point)
         assert 0 <= redone <= most_redone, point
-    figures.seconds = round(time.monotonic() - started, 1)
+        figures.seconds = round(time.monotonic() - started, 1)
+        if name is not None:
+            figures.write(name)
     assert figures.killed >= points * 0.8
     return figures
 

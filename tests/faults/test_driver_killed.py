@@ -15,7 +15,7 @@ from recsys_llm.engine import ray_executor
 from recsys_llm.engine.ray_executor import CHUNKS_PER_WORKER
 from recsys_llm.producers import Parts
 from recsys_llm.retrieval import open_store
-from tests.faults.crashes import VIEW, ChunkCounter, Figures, begin_again, check, kill_and_check, parts, times
+from tests.faults.crashes import POINTS, VIEW, ChunkCounter, Figures, begin_again, check, kill_and_check, parts, times
 from tests.faults.processes import join, spawn
 from tests.faults.ray_cluster_process import Cluster, cluster_process
 from tests.workspace import START, materialize, offline
@@ -39,6 +39,11 @@ def on_ray(repository, cluster):
     """Materialise on the cluster, with one worker; only in a fork, since this process has no connection to it."""
 
     def run(end) -> None:
+        # A cluster of Ray's own making asks for the token that it left in the home directory.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        from ray._raylet import Config
+
+        Config.initialize("")  # since Ray read it when it was imported
         settings = yaml.safe_load((repository / "feature_store.yaml").read_text())
         settings["batch_engine"] |= {"executor": "ray", "ray_address": cluster.address, "max_workers": 1}
         other = repository / "feature_store.ray.yaml"
@@ -96,15 +101,15 @@ def test_a_driver_killed_50_times(repository, cluster, on_ray, capsys, chunks, t
     sent = tmp_path / "sent"
     sent.mkdir()
     store = request.node.callspec.params["crash_repository"]
-    figures = kill_and_check(
+    kill_and_check(
         repository,
-        points=50,
+        points=POINTS,
         seed=8,
         capsys=capsys,
         chunks=chunks,
         run=on_ray,
         sent=ChunkCounter(sent, monkeypatch, ray_executor._Chunks, "take"),
         most_redone=CHUNKS_PER_WORKER,
+        name=f"ray_{store}",
     )
-    figures.write(f"ray_{store}")
     wait_until_workers_are_gone(cluster)
