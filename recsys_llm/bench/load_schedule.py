@@ -32,11 +32,11 @@ class Trace:
 
     def latencies_ms(self) -> npt.NDArray[np.float64]:
         """Return the time from when each was due until it was answered: who waits behind a slow one waits too."""
-        return 1000 * (np.array(self.done) - np.array(self.intended))
+        return np.multiply(1000.0, np.subtract(self.done, self.intended))
 
     def service_ms(self) -> npt.NDArray[np.float64]:
         """Return the time from when each was sent until it was answered."""
-        return 1000 * (np.array(self.done) - np.array(self.sent))
+        return np.multiply(1000.0, np.subtract(self.done, self.sent))
 
     @property
     def answered_per_s(self) -> float:

@@ -252,6 +252,39 @@ def load(
         write_report(json_file, content)
 
 
+@app.command()
+def scaling(
+    items: Annotated[int, typer.Option(min=16, help="Texts to encode.")] = 1_000,
+    chunk_rows: Annotated[int, typer.Option(min=1, help="What a worker computes at a time.")] = 64,
+    gpu_rows_per_s: Annotated[float, typer.Option(min=1, help="Cost model: of one GPU, as measured on it.")] = 2_000,
+    driver_rows_per_s: Annotated[float, typer.Option(min=1, help="Cost model: rows that the driver stores.")] = 5_000,
+    dimension: Annotated[int, typer.Option(min=1, help="Cost model: floats of a vector.")] = 384,
+    hours: Annotated[float, typer.Option(min=0.1, help="Cost model: within which all should be done.")] = 24.0,
+    json_file: JsonFile = None,
+) -> None:
+    """Time a materialisation here, and with one and two Ray workers; say on paper what large catalogues cost.
+
+    Example: recsys-llm bench scaling --items 1000 --gpu-rows-per-s 2000 --json scaling.json
+    """
+    from recsys_llm.bench.report import write_report
+    from recsys_llm.bench.scaling import show_scaling
+    from recsys_llm.commands.bench_scaling import run_scaling
+
+    with TemporaryDirectory() as folder:
+        content = run_scaling(
+            Path(folder),
+            items=items,
+            chunk_rows=chunk_rows,
+            rows_per_s_per_gpu=gpu_rows_per_s,
+            driver_rows_per_s=driver_rows_per_s,
+            dimension=dimension,
+            hours=hours,
+        )
+    show_scaling(content, typer.echo)
+    if json_file is not None:
+        write_report(json_file, content)
+
+
 def _progress(line: str) -> None:
     if sys.stderr.isatty():
         typer.echo(line, err=True)
