@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -92,6 +93,7 @@ def bench_load(
         "limit_ms": limit_ms,
         "processes": 1,
         "threads": 1,
+        "load_average": list(os.getloadavg()),
     }
     results = [
         {"name": "closed_loop", "requests_per_s": closed},

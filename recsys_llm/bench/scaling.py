@@ -31,7 +31,7 @@ def steady_rate(repository: Path, view: str) -> float | None:
     times = sorted((file.stat().st_mtime, pq.read_metadata(file).num_rows) for file in parts_of(repository, view))
     if len(times) < 2 or times[-1][0] <= times[0][0]:
         return None
-    return sum(rows for _, rows in times[1:]) / (times[-1][0] - times[0][0])
+    return float(sum(rows for _, rows in times[1:]) / (times[-1][0] - times[0][0]))
 
 
 def check_equal(expected: Path, found: Path, view: str) -> int:
@@ -47,8 +47,8 @@ def check_equal(expected: Path, found: Path, view: str) -> int:
         raise ExecutorError(f"bench scaling: {one.num_rows} rows of {view} became {two.num_rows}; nothing is reported")
     keys = [schema.ITEM_ID, schema.EVENT_TIMESTAMP]
     same = one.select(keys).equals(two.select(keys))
-    vectors = [np.stack(table.column(schema.EMBEDDING).to_numpy()) for table in (one, two)]
-    if not same or not np.allclose(*vectors, atol=VECTOR_TOLERANCE, rtol=0):
+    first, second = (np.stack(table.column(schema.EMBEDDING).to_numpy()) for table in (one, two))
+    if not same or not np.allclose(first, second, atol=VECTOR_TOLERANCE, rtol=0):
         raise ExecutorError(f"bench scaling: {view} has other rows on Ray than without; nothing is reported")
     return int(one.num_rows)
 

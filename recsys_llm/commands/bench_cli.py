@@ -254,7 +254,7 @@ def load(
 
 @app.command()
 def scaling(
-    items: Annotated[int, typer.Option(min=16, help="Texts to encode.")] = 1_000,
+    items: Annotated[int, typer.Option(min=80, help="Texts to encode.")] = 1_000,
     chunk_rows: Annotated[int, typer.Option(min=1, help="What a worker computes at a time.")] = 64,
     gpu_rows_per_s: Annotated[float, typer.Option(min=1, help="Cost model: of one GPU, as measured on it.")] = 2_000,
     driver_rows_per_s: Annotated[float, typer.Option(min=1, help="Cost model: rows that the driver stores.")] = 5_000,

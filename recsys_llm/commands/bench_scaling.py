@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,12 @@ def run_scaling(
         }
     return scaling_report(
         measured,
-        settings={"items": items, "chunk_rows": chunk_rows, "view": ITEM_TEXT_EMBEDDING},
+        settings={
+            "items": items,
+            "chunk_rows": chunk_rows,
+            "view": ITEM_TEXT_EMBEDDING,
+            "load_average": list(os.getloadavg()),
+        },
         rows_per_s_per_gpu=rows_per_s_per_gpu,
         driver_rows_per_s=driver_rows_per_s,
         dimension=dimension,

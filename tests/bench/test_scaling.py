@@ -51,10 +51,10 @@ def test_the_command(tmp_path, monkeypatch):
     """Without Ray here, which tests/endtoend/test_ray.py runs."""
     monkeypatch.setattr(bench_scaling, "WORKERS", {"local": 0})
     file = tmp_path / "scaling.json"
-    arguments = ["bench", "scaling", "--items", "32", "--chunk-rows", "8", "--json", str(file)]
+    arguments = ["bench", "scaling", "--items", "80", "--chunk-rows", "16", "--json", str(file)]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     local, small, large = json.loads(file.read_text())["results"]
-    assert local["rows"] == 32 and local["rows_per_s"] > 0 and local["steady_rows_per_s"] > 0
+    assert local["rows"] == 80 and local["rows_per_s"] > 0 and local["steady_rows_per_s"] > 0
     assert (small["items"], large["items"]) == (10**7, 10**9)
     assert "1,000,000,000 items" in done.output
