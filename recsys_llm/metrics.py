@@ -17,7 +17,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from filelock import FileLock
@@ -35,7 +35,8 @@ RUN_COUNTERS = {
     "recsys_llm_rows_written": "Rows computed and stored.",
     "recsys_llm_rows_skipped": "Rows that the ledger held already.",
     "recsys_llm_rows_recovered": "Rows of a killed run that were recorded without computing.",
-    "recsys_llm_tokens_encoded": "Tokens of the texts that were encoded.",
+    "recsys_llm_texts_encoded": "Texts of the computed rows.",
+    "recsys_llm_tokens_encoded": "Tokens of these texts.",
     "recsys_llm_materialize_seconds": "Time spent in runs that ended well.",
     "recsys_llm_materialize_runs": "Runs that ended well.",
     "recsys_llm_materialize_failures": "Runs that failed.",
@@ -63,14 +64,9 @@ class LookupMetrics:
         client = LookupClient("serving.json", observer=LookupMetrics())
     """
 
-    def __init__(self) -> None:
-        self._waiting: deque[tuple[str, float, Any, Any]] = deque()
-        self.client: Any = None
-        _SERVING.observers.add(self)
-
     def watch(self, client: Any) -> None:
         """Report the item cache and the breaker of a client: ``cache_totals()`` and ``breaker_state``."""
-        self.client = client
+        _SERVING.watch(client)
 
     def answered(self, seconds: float, batches: Sequence[Any]) -> None:
         """Note lookups that were answered."""
@@ -78,37 +74,15 @@ class LookupMetrics:
             return
         first = batches[0]  # batches of one call share their blocks
         outcome = "ok" if first.store_error is None else "defaults"
-        self._wait(outcome, seconds, first.user.status, first.item.status)
+        _SERVING.wait(outcome, seconds, first.user.status, first.item.status)
 
     def failed(self, seconds: float) -> None:
         """Note a lookup that raised."""
-        self._wait("error", seconds, {}, {})
+        _SERVING.wait("error", seconds, {}, {})
 
     def store_failed(self, error: BaseException) -> None:
         """Note a failure of the online store, by the type that its driver gave it."""
         STORE_ERRORS.labels(type(error.__cause__ or error).__name__).inc()
-
-    def flush(self) -> None:
-        """Count the lookups since the last time."""
-        times: dict[str, list[float]] = {}
-        by_view: dict[str, list[Any]] = {}
-        for outcome, seconds, *blocks in _taken(self._waiting):
-            times.setdefault(outcome, []).append(seconds)
-            for statuses in blocks:
-                for view, states in statuses.items():
-                    by_view.setdefault(view, []).append(states)
-        _SERVING.add(times)
-        for view, states in by_view.items():
-            numbers = np.concatenate(states)
-            for number, status in enumerate(STATUSES):
-                count = int(np.count_nonzero(numbers == number))
-                if count:
-                    LOOKUP_ROWS.labels(view, status).inc(count)
-
-    def _wait(self, outcome: str, seconds: float, users: Any, items: Any) -> None:
-        self._waiting.append((outcome, seconds, users, items))
-        if len(self._waiting) >= FLUSH:
-            self.flush()
 
 
 def _taken(waiting: deque[tuple[str, float, Any, Any]]) -> Iterator[tuple[str, float, Any, Any]]:
@@ -119,14 +93,45 @@ def _taken(waiting: deque[tuple[str, float, Any, Any]]) -> Iterator[tuple[str, f
 
 
 class _Serving:
-    """What is asked for only when somebody scrapes."""
+    """What lookups of all clients did; counted some at a time, and when somebody scrapes."""
 
     def __init__(self) -> None:
-        self.observers: WeakSet[LookupMetrics] = WeakSet()
+        self._waiting: deque[tuple[str, float, Any, Any]] = deque()
         self._lock = threading.Lock()
         self._times = {outcome: (np.zeros(len(SECONDS) + 1, np.int64), 0.0) for outcome in ("ok", "defaults", "error")}
+        self._clients: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
+        """Each with the hits and misses that are in the sums already: a counter must not fall when a client goes."""
+        self._cached = (0, 0)
 
-    def add(self, times: Mapping[str, Sequence[float]]) -> None:
+    def watch(self, client: Any) -> None:
+        """Report a client for as long as it exists."""
+        with self._lock:
+            self._clients.setdefault(client, (0, 0))
+
+    def wait(self, outcome: str, seconds: float, users: Any, items: Any) -> None:
+        """Note a lookup. Here and not at its client, which may go before anybody counts."""
+        self._waiting.append((outcome, seconds, users, items))
+        if len(self._waiting) >= FLUSH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Count the lookups since the last time."""
+        times: dict[str, list[float]] = {}
+        by_view: dict[str, list[Any]] = {}
+        for outcome, seconds, *blocks in _taken(self._waiting):
+            times.setdefault(outcome, []).append(seconds)
+            for statuses in blocks:
+                for view, states in statuses.items():
+                    by_view.setdefault(view, []).append(states)
+        self._add(times)
+        for view, states in by_view.items():
+            numbers = np.concatenate(states)
+            for number, status in enumerate(STATUSES):
+                count = int(np.count_nonzero(numbers == number))
+                if count:
+                    LOOKUP_ROWS.labels(view, status).inc(count)
+
+    def _add(self, times: Mapping[str, Sequence[float]]) -> None:
         """Sort times into the buckets of their outcome; the histogram of the library takes them one by one."""
         with self._lock:
             for outcome, seconds in times.items():
@@ -134,25 +139,28 @@ class _Serving:
                 found = np.bincount(np.searchsorted(SECONDS, seconds), minlength=len(SECONDS) + 1)
                 self._times[outcome] = (counts + found, total + sum(seconds))
 
+    def _add_cached(self) -> tuple[int, int]:
+        with self._lock:
+            hits, misses = self._cached
+            for client, (known_hits, known_misses) in list(self._clients.items()):
+                some_hits, some_misses = self._clients[client] = client.cache_totals()
+                hits, misses = hits + some_hits - known_hits, misses + some_misses - known_misses
+            self._cached = (hits, misses)
+            return self._cached
+
     def describe(self) -> Iterable[Any]:
         """Nothing: the names are those of :meth:`collect`."""
         return ()
 
     def collect(self) -> Iterator[Any]:
         """Yield the item caches and breakers of all clients, after their counts."""
+        self.flush()
         hits = CounterMetricFamily("recsys_llm_item_cache_hits", "Rows handed out without asking the store.")
         misses = CounterMetricFamily("recsys_llm_item_cache_misses", "Rows that the item cache had to read.")
-        is_open = GaugeMetricFamily("recsys_llm_breaker_open", "1 while the circuit breaker is open, else 0.")
-        found, asked, opened = 0, 0, 0
-        for observer in list(self.observers):
-            observer.flush()
-            if observer.client is not None:
-                some_hits, some_misses = observer.client.cache_totals()
-                found, asked = found + some_hits, asked + some_misses
-                opened = max(opened, int(observer.client.breaker_state == "open"))
-        hits.add_metric([], found)
-        misses.add_metric([], asked)
-        is_open.add_metric([], opened)
+        is_open = GaugeMetricFamily("recsys_llm_breaker_open", "1 while a circuit breaker is open, else 0.")
+        for family, count in zip((hits, misses), self._add_cached(), strict=True):
+            family.add_metric([], count)
+        is_open.add_metric([], int(any(client.breaker_state == "open" for client in list(self._clients))))
         yield from (hits, misses, is_open)
         lookups = HistogramMetricFamily(LOOKUP_SECONDS, "Time of a lookup: ok, defaults or error.", labels=["status"])
         with self._lock:
@@ -216,6 +224,11 @@ def write_run(
     -------
     Path
         ``recsys_llm_VIEW.prom``.
+
+    Raises
+    ------
+    OSError, ValueError
+        The file can't be written, or holds something else; it is left as it is.
     """
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / f"{TEXTFILE_PREFIX}{view}.prom"

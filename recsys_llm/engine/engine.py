@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from recsys_llm.engine.copying import copy_rows, is_copied
 from recsys_llm.engine.publish import OnlinePublisher
 from recsys_llm.engine.ray_executor import RayExecutor, RayPool
 from recsys_llm.engine.ray_worker import ComputeWorker, worker_config
-from recsys_llm.engine.reporting import configure_logs, report_failure, report_run
+from recsys_llm.engine.reporting import COPIED, configure_logs, report_copied, report_failure, report_run
 from recsys_llm.engine.rows import Written
 from recsys_llm.engine.runs import online_run
 from recsys_llm.engine.vectors import check_vectors
@@ -69,18 +70,24 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
     ) -> LocalMaterializationJob:
         view = task.feature_view
         job = f"{view.name}-{task.start_time}-{task.end_time}"
+        producer, started = COPIED, time.perf_counter()
+        configure_logs()
         try:
             tag = ProducerTag.of(view.name, view.tags)
             if tag is not None:
-                configure_logs()
+                producer = tag.producer
                 click.echo(str(self._compute(registry, task, tag)))
                 ledger = partial(open_ledger, load_config(self.repo_config.repo_path))
                 keep_intervals(registry, str(self.repo_config.registry.path), view, ledger)
             elif is_copied(task):
-                _echo_copied(view.name, copy_rows(self, registry, task))
+                written = copy_rows(self, registry, task)
+                _echo_copied(view.name, written)
+                interval = task.start_time.astimezone(UTC), task.end_time.astimezone(UTC)
+                report_copied(self.repo_config.repo_path, view.name, written, time.perf_counter() - started, interval)
             else:
                 return super()._materialize_one(registry, task, **kwargs)
         except Exception as error:  # noqa: BLE001  whatever it is, Feast must see it and leave its watermark alone
+            report_failure(self.repo_config.repo_path, view.name, producer, error)
             return LocalMaterializationJob(job_id=job, status=MaterializationJobStatus.ERROR, error=error)
         return LocalMaterializationJob(job_id=job, status=MaterializationJobStatus.SUCCEEDED)
 
@@ -119,9 +126,6 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
             _echo_older(view.name, publish.written)
             report_run(config, tag, summary, start, end)
             return summary
-        except Exception as error:
-            report_failure(config, view.name, tag, error)
-            raise
         finally:
             ledger.close()
 

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import logging
+import sys
 from datetime import datetime
+from pathlib import Path
 
 import click
 
 from recsys_llm import logs
-from recsys_llm.config import Config
+from recsys_llm.config import FILE_NAME, Config, load_config
+from recsys_llm.engine.rows import Written
+from recsys_llm.errors import ConfigError
 from recsys_llm.metrics import RUNS, write_run
 from recsys_llm.producers import ProducerTag, Summary
 
 logger = logging.getLogger(__name__)
 
+COPIED = "copy"
+"""In place of a producer, of a view that Feast would materialise itself."""
+
 
 def configure_logs() -> None:
-    """Set up logging where a command runs the engine; a program that embeds Feast has its own."""
-    if click.get_current_context(silent=True) is not None:
+    """Set up logging where Feast's own command runs the engine; a program that embeds Feast has its own."""
+    feast, context = sys.modules.get("feast.cli.cli"), click.get_current_context(silent=True)
+    if feast is not None and context is not None and context.find_root().command is feast.cli:
         logs.configure()
 
 
@@ -27,6 +35,7 @@ def report_run(config: Config, tag: ProducerTag, summary: Summary, start: dateti
         "recsys_llm_rows_written": summary.computed,
         "recsys_llm_rows_skipped": summary.skipped,
         "recsys_llm_rows_recovered": summary.recovered,
+        "recsys_llm_texts_encoded": summary.computed if summary.unit == "tokens" else 0,
         "recsys_llm_tokens_encoded": summary.cost if summary.unit == "tokens" else 0,
         "recsys_llm_materialize_seconds": summary.seconds,
         "recsys_llm_materialize_runs": 1,
@@ -47,19 +56,52 @@ def report_run(config: Config, tag: ProducerTag, summary: Summary, start: dateti
     )
 
 
-def report_failure(config: Config, view: str, tag: ProducerTag, error: Exception) -> None:
-    """Tell of a run that failed; Feast shows the message itself."""
-    _count(config, view, tag.producer, {"recsys_llm_materialize_failures": 1}, None)
-    logger.error(
-        "materialization failed", extra={"view": view, "producer": tag.producer, "error": type(error).__name__}
+def report_copied(
+    repository: Path | None, view: str, written: Written, seconds: float, interval: tuple[datetime, datetime]
+) -> None:
+    """Tell of a view that isn't computed: its rows were copied online."""
+    start, end = interval
+    rows = written.newer + written.equal
+    counts: dict[str, float] = {
+        "recsys_llm_rows_written": rows,
+        "recsys_llm_materialize_seconds": seconds,
+        "recsys_llm_materialize_runs": 1,
+    }
+    _count(_config(repository), view, COPIED, counts, end)
+    logger.info(
+        "materialized",
+        extra={
+            "view": view,
+            "producer": COPIED,
+            "interval": f"{start.isoformat()}/{end.isoformat()}",
+            "rows": rows,
+            "skipped": written.older,
+            "seconds": round(seconds, 3),
+        },
     )
 
 
-def _count(config: Config, view: str, producer: str, counts: dict[str, float], until: datetime | None) -> None:
+def report_failure(repository: Path | None, view: str, producer: str, error: Exception) -> None:
+    """Tell of a run that failed, wherever it did; Feast shows the message itself."""
+    _count(_config(repository), view, producer, {"recsys_llm_materialize_failures": 1}, None)
+    logger.error("materialization failed", extra={"view": view, "producer": producer, "error": type(error).__name__})
+
+
+def _config(repository: Path | None) -> Config | None:
+    """Return the configuration; None where there is none that can be read, which is for the run itself to say."""
+    if repository is None or not (repository / FILE_NAME).is_file():
+        return None
+    try:
+        return load_config(repository)
+    except ConfigError:
+        return None
+
+
+def _count(config: Config | None, view: str, producer: str, counts: dict[str, float], until: datetime | None) -> None:
     RUNS.add(view, producer, counts, until)
-    if config.metrics.textfile is None:
+    if config is None or config.metrics.textfile is None:
         return
     try:
         write_run(config.path(config.metrics.textfile), view, producer, counts, until)
-    except OSError as error:  # the rows are stored: a full disk there must not make the run fail
+    except (OSError, ValueError) as error:  # the rows are stored: a full disk, or a file that holds something else
         logger.warning("metrics file not written", extra={"view": view, "error": str(error)})

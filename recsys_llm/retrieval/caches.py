@@ -18,6 +18,7 @@ class ItemCaches:
     def __init__(self, settings: CacheSettings) -> None:
         self._settings = settings
         self._kept: dict[str, tuple[Service, ItemCache]] = {}
+        self._closed = (0, 0)
 
     def of(self, service: Service, reader: OnlineReader, fingerprints: Mapping[str, str | None]) -> ItemCache:
         """Return the cache of a service's items, as of these models."""
@@ -26,7 +27,7 @@ class ItemCaches:
             known, cache = self._kept[service.name]
             if known.of(ITEM) == service.of(ITEM) and cache.fingerprints == made:
                 return cache
-            cache.close()
+            self._close(cache)
         cache = ItemCache(self._settings, self._source(reader), made)
         self._kept[service.name] = service, cache
         return cache
@@ -36,15 +37,22 @@ class ItemCaches:
         return self._kept[service][1].stats() if service in self._kept else CacheStats()
 
     def totals(self) -> tuple[int, int]:
-        """Return hits and misses of all of them."""
+        """Return hits and misses of all of them, also of those that are closed."""
         found = [cache.stats() for _, cache in list(self._kept.values())]
-        return sum(stats.hits for stats in found), sum(stats.misses for stats in found)
+        hits, misses = self._closed
+        return hits + sum(stats.hits for stats in found), misses + sum(stats.misses for stats in found)
 
     def close(self) -> None:
         """Forget all rows."""
         while self._kept:
             _, (_, cache) = self._kept.popitem()
-            cache.close()
+            self._close(cache)
+
+    def _close(self, cache: ItemCache) -> None:
+        cache.close()
+        hits, misses = self._closed
+        stats = cache.stats()
+        self._closed = (hits + stats.hits, misses + stats.misses)
 
     def _source(self, reader: OnlineReader) -> CacheSource:
         if self._settings.coherent and isinstance(reader, RedisReader) and can_track(reader.client()):

@@ -45,6 +45,7 @@ def _findings(root: Path, config: Config, views: list[StoredView], limits: Limit
     yield from _tried("fingerprints", "services", lambda: registry.check_services(store))
     for view in views:
         yield from _tried("freshness", view.name, partial(registry.check_freshness, view, limits, at))
+        yield from registry.note_end(view, config)
         yield from _tried("parts", view.name, partial(registry.check_parts, view))
         if not view.parts.names():
             continue

@@ -11,6 +11,7 @@ from recsys_llm.commands.operations.doctor.findings import Finding, Limits, at_m
 from recsys_llm.commands.operations.opening import StoredView
 from recsys_llm.config import Config
 from recsys_llm.engine.engine import parts_directory
+from recsys_llm.metrics import write_run
 from recsys_llm.producers import ProducerTag
 from recsys_llm.producers.parts import part_files, read_manifest
 from recsys_llm.retrieval.parts import provenance
@@ -51,6 +52,18 @@ def check_freshness(view: StoredView, limits: Limits, at: datetime) -> Iterator[
     yield at_most(
         "freshness", view.name, lag, limits.max_lag_hours, f"materialised up to {end.isoformat()}, {lag:.1f} h ago"
     )
+
+
+def note_end(view: StoredView, config: Config) -> Iterator[Finding]:
+    """Write up to when the view is materialised to its metrics file, if there is one; a finding if that fails."""
+    end, tag = view.definition.most_recent_end_time, ProducerTag.of(view.name, view.definition.tags)
+    if end is None or tag is None or config.metrics.textfile is None:
+        return
+    directory = config.path(config.metrics.textfile)
+    try:
+        write_run(directory, view.name, tag.producer, {}, end if end.tzinfo else end.replace(tzinfo=UTC))
+    except (OSError, ValueError) as error:
+        yield Finding("metrics", view.name, False, f"its file in {directory} can't be written: {error}")
 
 
 def check_parts(view: StoredView) -> Iterator[Finding]:
