@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from recsys_llm.commands.metrics_cli import materialized_until
 from recsys_llm.commands.operations.doctor import Limits, examine
 from recsys_llm.errors import ConfigError, ModelError, StoreError
-from recsys_llm.metrics import FLUSH, STATUSES, LagCollector, LookupMetrics, write_run
+from recsys_llm.metrics import STATUSES, LagCollector, LookupMetrics, write_run
 from recsys_llm.retrieval import CacheSettings, FeatureClient, Status, open_store
 from recsys_llm.schema import ITEM_STATS, ITEM_TEXT_EMBEDDING
 from recsys_llm.timestamps import now
@@ -42,20 +42,20 @@ def test_statuses_have_the_names_of_the_enum():
     assert [status.name.lower() for status in sorted(Status)] == list(STATUSES)
 
 
-def test_statuses_are_counted_after_some_lookups_and_at_a_scrape():
-    view = f"v{uuid.uuid4().hex[:8]}"
-    metrics = LookupMetrics()
-    users = SimpleNamespace(status={})
-    items = SimpleNamespace(status={view: np.array([2, 2, 1, 0], np.uint8)})
+def test_statuses_are_counted_by_view():
+    view, whole = f"v{uuid.uuid4().hex[:8]}", f"v{uuid.uuid4().hex[:8]}"
+    users = SimpleNamespace(status={whole: np.array([2], np.uint8)})
+    items = SimpleNamespace(status={view: np.array([2, 2, 1, 0], np.uint8), whole: np.full(3, 2, np.uint8)})
     batch = SimpleNamespace(store_error=None, user=users, item=items)
-    for _ in range(FLUSH + 1):
-        metrics.answered(0.001, [batch])
-    list(REGISTRY.collect())
-    found = {status: value("recsys_llm_lookup_rows_total", view=view, status=status) for status in STATUSES}
-    assert found == {"present": 2 * (FLUSH + 1), "stale": FLUSH + 1, "missing": FLUSH + 1} | {
-        "fallback": 0,
-        "unavailable": 0,
-    }
+    for _ in range(2):
+        LookupMetrics().answered(0.001, [batch])
+
+    def found(name: str) -> dict[str, float]:
+        return {status: value("recsys_llm_lookup_rows_total", view=name, status=status) for status in STATUSES}
+
+    nothing = dict.fromkeys(STATUSES, 0)
+    assert found(view) == nothing | {"present": 4, "stale": 2, "missing": 2}
+    assert found(whole) == nothing | {"present": 8}
 
 
 @pytest.mark.faults
