@@ -17,7 +17,7 @@ from rich.logging import RichHandler
 
 NAME = "recsys_llm"
 
-_PASSWORD = re.compile(r"(\w[\w+.-]*://[^\s:/@]*:)[^\s/]+(@)")
+_PASSWORD = re.compile(r"(\w[\w+.-]*://[^\s:/@]*:)\S+(@)|((?:password|passwd|pwd)\s*=\s*)[^\s,;&\"']+", re.IGNORECASE)
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """Attributes that every record has; the others are fields that the caller gave as ``extra``."""
 
@@ -56,8 +56,8 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_fields(record),
         }
+        line |= {name: value for name, value in _fields(record).items() if name not in line}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return without_passwords(json.dumps(line, default=str, ensure_ascii=False))
@@ -79,8 +79,10 @@ def without_passwords(text: str) -> str:
     --------
     >>> without_passwords("postgresql+psycopg://me:se@cret@db/shop is down")
     'postgresql+psycopg://me:***@db/shop is down'
+    >>> without_passwords("cache:6379,password=se/cret,ssl=true")
+    'cache:6379,password=***,ssl=true'
     """
-    return _PASSWORD.sub(r"\1***\2", text)
+    return _PASSWORD.sub(lambda found: f"{found[1] or found[3]}***{found[2] or ''}", text)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -143,7 +143,9 @@ class _Serving:
         for family, count in zip((hits, misses), self._add_cached(), strict=True):
             family.add_metric([], count)
         is_open = GaugeMetricFamily("recsys_llm_breaker_open", "1 while a circuit breaker is open, else 0.")
-        is_open.add_metric([], int(any(client.breaker_state == "open" for client in list(self._clients))))
+        with self._lock:
+            clients = list(self._clients)
+        is_open.add_metric([], int(any(client.breaker_state == "open" for client in clients)))
         lookups = HistogramMetricFamily(LOOKUP_SECONDS, "Time of a lookup: ok, defaults or error.", labels=["status"])
         rows = CounterMetricFamily(LOOKUP_ROWS, "Rows that lookups asked for.", labels=["view", "status"])
         with self._lock:

@@ -103,6 +103,10 @@ class CacheSource(Protocol):
         """Return which entities were written since the last call, among all that were ever read."""
         ...
 
+    def pending(self) -> bool:
+        """Return whether :meth:`changes` may have something to tell, or would have to wait; False is sure."""
+        ...
+
     def read(self, request: Request) -> list[StoredRows]:
         """Read rows; from then on :meth:`changes` tells of them."""
         ...
@@ -121,6 +125,10 @@ class SilentSource:
     def changes(self, request: Request) -> Changes:
         """Return nothing."""
         return Changes()
+
+    def pending(self) -> bool:
+        """Return False."""
+        return False
 
     def read(self, request: Request) -> list[StoredRows]:
         """Read rows."""
@@ -176,15 +184,25 @@ class ItemCache:
         with self._lock:
             self._prepare(request)
             slots = self._fresh(request)
-            if self._table is not None and len(slots) and slots.min() >= 0:
-                self._count(hits=len(slots))
-                return self._table.gather(slots)
+            if (rows := self._all(slots)) is not None:
+                return rows
             known = np.flatnonzero(slots >= 0)
             hits = None if self._table is None or not len(known) else self._table.gather(slots[known])
             self._count(hits=len(known), misses=len(slots) - len(known))
             unknown = np.flatnonzero(slots < 0)
             misses = self._read(replace(request, ids=tuple(request.ids[row] for row in unknown.tolist())))
             return misses if hits is None else merged(len(slots), hits, known, misses, unknown)
+
+    def ready(self, request: Request) -> Decoded | None:
+        """Return what :meth:`read` would, where that needs no waiting for the store or another thread; else None."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            if self._process != os.getpid() or self._source.pending():
+                return None
+            return self._all(self._fresh(request))
+        finally:
+            self._lock.release()
 
     def stats(self) -> CacheStats:
         """Return counts since the start, and what is held now."""
@@ -243,6 +261,13 @@ class ItemCache:
         if now - self._table.oldest > longest:
             slots[now - self._table.read_at[slots] > longest] = -1
         return slots
+
+    def _all(self, slots: Rows) -> Decoded | None:
+        """Return the rows at ``slots``; None where one is not there."""
+        if self._table is None or not len(slots) or slots.min() < 0:
+            return None
+        self._count(hits=len(slots))
+        return self._table.gather(slots)
 
     def _read(self, request: Request) -> Decoded:
         """Read rows from the store, and keep those that nobody has written meanwhile."""

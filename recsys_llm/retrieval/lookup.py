@@ -14,8 +14,8 @@ from recsys_llm.retrieval.blocks import EntityBlock, FeatureBatch
 from recsys_llm.retrieval.fallback import cold_views, filled_now
 from recsys_llm.retrieval.ids import check_id, checked_list
 from recsys_llm.retrieval.item_cache import ItemCache
-from recsys_llm.retrieval.online import OnlineReader, Request, decoded, settled
-from recsys_llm.retrieval.online_failures import Early, LookupReader, flagged
+from recsys_llm.retrieval.online import Decoded, OnlineReader, Request, StoredRows, decoded, settled
+from recsys_llm.retrieval.online_failures import LookupReader, flagged
 from recsys_llm.retrieval.service import Service, known_dimensions, unmeasured
 from recsys_llm.retrieval.stored import Rows
 from recsys_llm.schema import ITEM, SEGMENT, USER, USER_ID
@@ -104,9 +104,10 @@ class Lookup:
         of_users, of_items = Request(USER, users, ids), Request(ITEM, items_of, items)
         cache = self.cache
         if cache is not None and items_of:
-            early = Early(lambda: cache.read(of_items))  # what it has, it gives while the store looks for the user
-            (found,) = reader.read([of_users], early.do)
-            item_rows = reader.attempt(early.result, lambda: decoded(of_items, reader.read([of_items])[0]))
+            found, ready = _read_while(cache, of_items, reader, of_users)
+            item_rows = reader.attempt(
+                lambda: ready or cache.read(of_items), lambda: decoded(of_items, reader.read([of_items])[0])
+            )
         else:
             found, found_items = reader.read([of_users, of_items])
             item_rows = decoded(of_items, found_items)
@@ -185,3 +186,21 @@ def _distinct(values: Sequence[T]) -> tuple[tuple[T, ...], Rows]:
         return tuple(values), np.arange(len(values), dtype=np.int64)
     numbers = {value: number for number, value in enumerate(places)}
     return tuple(places), np.array([numbers[value] for value in values], dtype=np.int64)
+
+
+def _read_while(
+    cache: ItemCache, of_items: Request, reader: LookupReader, of_users: Request
+) -> tuple[list[StoredRows], Decoded | None]:
+    """Return what is stored of the users, and the items' rows if the cache had them all while the store looked.
+
+    The store's answer is waited for by a deadline of its own, so that nothing here may wait for anything else.
+    """
+    ready: Decoded | None = None
+
+    def look() -> None:
+        nonlocal ready
+        if ready is None:  # a request may be sent twice
+            ready = cache.ready(of_items)
+
+    (found,) = reader.read([of_users], look)
+    return found, ready

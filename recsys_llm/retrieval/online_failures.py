@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Generic, Literal, NoReturn, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -62,40 +61,6 @@ class LookupReader:
                     raise
                 self.failure = error
         return without()
-
-
-class Early(Generic[T]):
-    """Work that may be done before its result is asked for: once, and what fails is raised where it is asked for."""
-
-    def __init__(self, work: Callable[[], T]) -> None:
-        self._work = work
-        self._done: Callable[[], T] | None = None
-
-    def do(self) -> None:
-        """Do the work, if that was not done."""
-        if self._done is not None:
-            return
-        try:
-            found = self._work()
-            self._done = lambda: found
-        except StoreError as error:
-            self._done = partial(_raised, error)
-
-    def result(self) -> T:
-        """Return what the work gave.
-
-        Raises
-        ------
-        StoreError
-            The work failed.
-        """
-        self.do()
-        assert self._done is not None  # by do
-        return self._done()
-
-
-def _raised(error: StoreError) -> NoReturn:
-    raise error
 
 
 def flagged(block: EntityBlock, failure: StoreError | None) -> EntityBlock:

@@ -53,6 +53,12 @@ class TrackedSource:
         key = self._reader.commands(request.views).key
         return Changes(frozenset(id_ for name in written if (id_ := key.id_of(name)) is not None), lost)
 
+    def pending(self) -> bool:
+        """Return whether there may be something to hear, or no connection to hear it over."""
+        if self._lost or self._written or self._process != os.getpid():
+            return True
+        return self._connection is None or may_read(self._connection)
+
     def read(self, request: Request) -> list[StoredRows]:
         """Read rows over the connection that is told of writes."""
         commands = self._reader.commands(request.views)

@@ -12,17 +12,19 @@ to the parser from the first byte on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, overload
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 
 FIRST_BYTES = 65_536
-"""Read at first: holds a reply, whose shape is that of all."""
+"""Read at first: where they hold a reply, its shape is that of all."""
 AFTER_BYTES = 65_536
 """Room for the replies behind the table, which may come along with its end."""
 
+_LENGTH, _LENGTH_BEGUN = re.compile(rb"\$([0-9]{1,9})\r\n"), re.compile(rb"(\$([0-9]{1,9}\r?)?)?")
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -74,30 +76,36 @@ class Shape(NamedTuple):
     """These bytes."""
 
 
-def shape_of(reply: bytes, fields: int) -> Shape | None:
-    r"""Return the shape of the reply that bytes start with; None where it isn't whole, or no array of so many values.
+PARTIAL: Literal["partial"] = "partial"
+"""Of a reply that may be of such a shape, once the rest of it has come: the server owes it."""
+
+
+def shape_of(reply: bytes, fields: int) -> Shape | Literal["partial"] | None:
+    r"""Return the shape of the reply that bytes start with; None where it is no array of so many values.
 
     Examples
     --------
     >>> shape = shape_of(b"*2\r\n$2\r\nab\r\n$1\r\nc\r\n*2\r\n$2...", 2)
     >>> shape.size, shape.places
     (19, ((8, 10), (16, 17)))
+    >>> shape_of(b"*2\r\n$2\r\nab\r\n$1", 2)
+    'partial'
     >>> shape_of(b"*2\r\n$2\r\nab\r\n$-1\r\n", 2)
     """
     head = b"*%d\r\n" % fields
     if not reply.startswith(head):
-        return None
+        return PARTIAL if head.startswith(reply) else None
     at, places = len(head), []
     for _ in range(fields):
-        line = reply.find(b"\r\n", at)
-        digits = reply[at + 1 : line]
-        if line < 0 or reply[at : at + 1] != b"$" or not digits.isdigit():
-            return None
-        start = line + 2
-        end = start + int(digits)
+        line = _LENGTH.match(reply, at)
+        if line is None:
+            return PARTIAL if _LENGTH_BEGUN.fullmatch(reply, at) else None
+        end = line.end() + int(line[1])
+        if len(reply) < end + 2:
+            return PARTIAL
         if reply[end : end + 2] != b"\r\n":
             return None
-        places.append((start, end))
+        places.append((line.end(), end))
         at = end + 2
     framed = np.ones(at, dtype=np.bool_)
     for start, end in places:
@@ -128,7 +136,10 @@ def read_table(
     first = np.empty(FIRST_BYTES, dtype=np.uint8)
     filled = receive(first.data)
     shape = shape_of(first[:filled].tobytes(), fields)
-    if shape is None:
+    while shape == PARTIAL and filled < FIRST_BYTES:
+        filled += receive(first.data[filled:])
+        shape = shape_of(first[:filled].tobytes(), fields)
+    if not isinstance(shape, Shape):
         return None, first.data[:filled]
     total = count * shape.size
     buffer = np.empty(max(total, filled) + AFTER_BYTES, dtype=np.uint8)

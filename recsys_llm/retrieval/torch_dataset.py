@@ -26,6 +26,8 @@ Array = npt.NDArray[Any]
 ROWS_KEY = "rows"
 SPARES = 2
 """Arrays of a column that are kept to be filled again: of a batch, and of the one that is made while it is used."""
+LARGER = 4
+"""Memory more than so many times larger than a batch is not kept for it."""
 PICKLED_BYTES = 64 * 2**20
 """A dataset in memory that is larger is not sent to other processes."""
 
@@ -65,7 +67,7 @@ class Spares:
             whole = free.pop()
         except IndexError:
             whole = np.empty((0, *values.shape[1:]), dtype=values.dtype)
-        if len(whole) < len(places):
+        if not len(places) <= len(whole) <= LARGER * len(places):
             whole = np.empty((len(places), *values.shape[1:]), dtype=values.dtype)
         taken = whole[: len(places)]
         weakref.finalize(taken, _give_back, free, whole).atexit = False
