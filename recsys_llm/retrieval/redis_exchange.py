@@ -123,11 +123,12 @@ def _send_and_read(
 def may_read(connection: Any) -> bool:
     """Return whether something may have come: False is sure, and cheaper than redis-py's ``can_read``."""
     parser = connection._parser
-    plain = isinstance(parser, _HiredisParser) and type(connection._sock) is socket.socket and hasattr(select, "poll")
+    sock = getattr(connection._sock, "wrapped", connection._sock)  # our own store's waits have a deadline
+    plain = isinstance(parser, _HiredisParser) and type(sock) is socket.socket and hasattr(select, "poll")
     if not plain or parser._next_response is not NOT_ENOUGH_DATA or parser._reader.has_data():
         return True
     poll = select.poll()
-    poll.register(connection._sock, select.POLLIN)
+    poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
 
 

@@ -54,7 +54,7 @@ class DeadlineSocket:
     """A socket, or a TLS socket, none of whose waits goes past the deadline."""
 
     def __init__(self, wrapped: socket.socket, deadline: Deadline) -> None:
-        self._socket = wrapped
+        self.wrapped = wrapped
         self._deadline = deadline
         self._timeout = wrapped.gettimeout()
 
@@ -65,23 +65,23 @@ class DeadlineSocket:
     def recv(self, *args: Any) -> bytes:
         """Receive, as ``socket.recv``."""
         self._limit()
-        return self._socket.recv(*args)
+        return self.wrapped.recv(*args)
 
     def recv_into(self, *args: Any) -> int:
         """Receive, as ``socket.recv_into``."""
         self._limit()
-        return self._socket.recv_into(*args)
+        return self.wrapped.recv_into(*args)
 
     def sendall(self, *args: Any) -> None:
         """Send, as ``socket.sendall``."""
         self._limit()
-        self._socket.sendall(*args)
+        self.wrapped.sendall(*args)
 
     def _limit(self) -> None:
-        self._socket.settimeout(self._deadline.shortened(self._timeout))
+        self.wrapped.settimeout(self._deadline.shortened(self._timeout))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._socket, name)
+        return getattr(self.wrapped, name)
 
 
 class GuardedConnection:
