@@ -4,6 +4,7 @@
 
     RecsysLLMError
     ├── UnsafeRegistryError   a registry row would run code when it is read
+    ├── RegistryError         the registry's tables are not those of this Feast, or it lacks the project
     ├── ConfigError           recsys_llm.yaml or a feature view's tag: unknown key, value out of range
     ├── DataError             the user's data
     │   ├── SchemaError       a column is missing or has another type
@@ -39,6 +40,10 @@ class RecsysLLMError(Exception):
 
 class UnsafeRegistryError(RecsysLLMError):
     """A registry row would run code when it is read; it was not loaded."""
+
+
+class RegistryError(RecsysLLMError):
+    """The registry lacks tables, columns or the project, and nothing was made."""
 
 
 class ConfigError(RecsysLLMError):

@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from recsys_llm.errors import UnsafeRegistryError
+from recsys_llm.registry_schema import VERIFY, check_schema
 from recsys_llm.schema import NAME_PATTERN, TAG
 
 _REFUSED = {
@@ -68,9 +69,11 @@ def _checked_first(method: Callable[..., Any], check: Callable[..., None]) -> Ca
     return checked
 
 
-def _when_opened(registry: Any, registry_config: Any, *_arguments: Any, **_options: Any) -> None:
+def _when_opened(registry: Any, registry_config: Any, project: str, *_arguments: Any, **_options: Any) -> None:
     engine = sa.create_engine(registry_config.path, poolclass=sa.NullPool)
     try:
+        if registry_config.schema_mode == VERIFY:
+            check_schema(engine, project)
         check_rows(engine)
     finally:
         engine.dispose()
