@@ -172,7 +172,10 @@ class RunMetrics:
             name: Counter(name, help_, ["view", "producer"], registry=registry) for name, help_ in RUN_COUNTERS.items()
         }
         self._ends: dict[str, float] = {}
-        self._until = Gauge(UNTIL, "End of the newest materialised interval.", ["view", "producer"], registry=registry)
+        labels = ["view", "producer"]
+        self._until = Gauge(
+            UNTIL, "End of the newest materialised interval.", labels, registry=registry, multiprocess_mode="max"
+        )
 
     def add(self, view: str, producer: str, counts: Mapping[str, float], until: datetime | None = None) -> None:
         """Add to the counters of :data:`RUN_COUNTERS`, and move the end of what is materialised on."""

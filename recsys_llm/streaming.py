@@ -57,6 +57,8 @@ from recsys_llm.seqgan.histories import sorted_interactions
 from recsys_llm.seqgan.states import UserStates, advance, next_items_of, opening_states
 from recsys_llm.timestamps import FUTURE_TOLERANCE, MICROSECOND, TIMESTAMP, as_utc, to_micros
 
+NEWCOMER_SECONDS = 1.0
+"""The same as ``check_every``, at most, where a user has no state: nothing tells the model of one that begins."""
 _STATE_FEATURES = (STATE, HAD_ITEMS, HAD_GROUPS, NEWEST_EVENT, STATE_FINGERPRINT)
 
 
@@ -91,8 +93,8 @@ class NextItemsStream:
     config_file
         Another file in it, such as ``feature_store.prod.yaml``.
     lists, states
-        The views of next items and of states, of one model; both materialised before. Where versions.yaml puts others
-        in their place, those.
+        The views of next items and of states, of one model; both materialised before. None: those that are read in the
+        place of ``user_next_items_v1`` and ``user_states_v1`` by versions.yaml.
     device
         "auto", or a torch device.
     now
@@ -127,8 +129,8 @@ class NextItemsStream:
         repository: Path | str,
         *,
         config_file: str | None = None,
-        lists: str = USER_NEXT_ITEMS,
-        states: str = USER_STATES,
+        lists: str | None = None,
+        states: str | None = None,
         device: str = "auto",
         now: Callable[[], datetime] = clock.now,
         check_every: timedelta = timedelta(seconds=30),
@@ -138,8 +140,9 @@ class NextItemsStream:
         self._now = now
         self._device = device
         self._check_seconds = check_every.total_seconds()
-        self._asked = (lists, states)
-        lists, states = (self._in_its_place(view) for view in self._asked)
+        self._followed = [view for view, named in ((USER_NEXT_ITEMS, lists), (USER_STATES, states)) if named is None]
+        lists = lists or self._in_its_place(USER_NEXT_ITEMS)
+        states = states or self._in_its_place(USER_STATES)
         list_view, state_view = known_view(self.store, lists), known_view(self.store, states)
         list_tag, state_tag = (ProducerTag.of(view.name, view.tags) for view in (list_view, state_view))
         if list_tag is None or state_tag is None or list_tag.model != state_tag.model:
@@ -159,6 +162,7 @@ class NextItemsStream:
         self._lists, self._states, self._states_view = list_producer, state_producer, states
         for view in (list_view, state_view):
             self._check_whole(view)
+        _check_fields(state_view)
         self._publish_lists, self._publish_states = self._publisher(list_view), self._publisher(state_view)
         self._tags = {lists: list_tag, states: state_tag}
         self._checked = monotonic()
@@ -232,7 +236,8 @@ class NextItemsStream:
         begin = opening_states(self._states.models.newest, 1)
         if None in found[STATE]:
             require_published(self.store, [self._states_view])  # in an emptied store nobody seems to have a history
-            self._check_current()  # their states will begin with the model at hand
+            if monotonic() - self._checked >= min(self._check_seconds, NEWCOMER_SECONDS):
+                self._check_current()  # their states will begin with the model at hand
         expected = self._states.manifest["fingerprint"]
         columns = zip(*(found[name] for name in _STATE_FEATURES), strict=True)
         known = [
@@ -243,8 +248,9 @@ class NextItemsStream:
             if fingerprint != expected:
                 raise FingerprintError(
                     f"view {self._states_view}, user {user!r}: expected a state of fingerprint {expected}, found "
-                    f"{fingerprint}, another model's: start the stream again if the view has been materialised anew; "
-                    "else materialise it, with this event in the source"
+                    f"{fingerprint}, another model's: if the view has been materialised anew, start the stream again, "
+                    "with the events since the end of that materialisation; else materialise it, with this event in "
+                    "the source"
                 )
         return states_from(vectors, [had or [] for had in items], [sizes or [] for sizes in groups], newest)
 
@@ -294,10 +300,14 @@ class NextItemsStream:
 
     def _check_current(self) -> None:
         """Refuse to go on with views that were moved, declared anew, or filled by another model."""
-        for asked, (view, tag) in zip(self._asked, self._tags.items(), strict=True):
-            current = self._in_its_place(asked)
-            if current != view:
-                raise FingerprintError(f"view {view}: {current} is read in its place now; start the stream again")
+        for view in self._followed:
+            if (current := self._in_its_place(view)) not in self._tags:
+                raise FingerprintError(
+                    f"views {', '.join(self._tags)}: {current} is read in their place now; start the stream again, "
+                    "with the events since the end of that view's materialisation"
+                )
+        self.store.refresh_registry()
+        for view, tag in self._tags.items():
             found = ProducerTag.of(view, known_view(self.store, view).tags)
             if found != tag:
                 raise FingerprintError(f"view {view}: was {tag}, and is {found} now; start the stream again")
@@ -330,3 +340,12 @@ class NextItemsStream:
 
     def _publisher(self, view: Any) -> OnlinePublisher:
         return OnlinePublisher(self.store.config, self.store.provider.online_store, view)
+
+
+def _check_fields(view: Any) -> None:
+    missing = set(_STATE_FEATURES) - {field.name for field in view.features}
+    if missing:
+        raise ConfigError(
+            f"view {view.name}: has no field {', '.join(sorted(missing))}; declare a new view with the fields that "
+            f"the template gives {USER_STATES}, `feast apply`, materialise it and hand its name over as `states`"
+        )

@@ -136,6 +136,19 @@ def _seqgan_speed(reports: Path) -> str:
     return _table(["command", "figure", "target", "found", ""], rows)
 
 
+def _retrieval_speed(reports: Path) -> str:
+    commands = {
+        "online_redis_100": "online --candidates 100",
+        "online_redis_500": "online --candidates 500",
+        "online_redis_5000": "online --candidates 5000",
+        "online_sqlite_500": "online --store sqlite",
+        "training": "training --rows 200000",
+        "materialize": "materialize",
+    }
+    rows = [[f"`bench {name}`", *cells] for file, name in commands.items() for cells in _targets(_read(reports, file))]
+    return _table(["command", "figure", "target", "found", ""], rows)
+
+
 def _oracle(reports: Path) -> str:
     head = ["recipe", "NLL_oracle", "NLL_test", "H(G)", "distinct-2", "self-BLEU"]
     head += ["NLL_oracle at the same entropy (95%)", "NLL_test at the same entropy (95%)", ""]
@@ -200,6 +213,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "next_items_targets": _next_items_targets,
     "seqgan_speed": _seqgan_speed,
     "oracle": _oracle,
+    "retrieval_speed": _retrieval_speed,
 }
 """By the name in the mark."""
 

@@ -19,7 +19,8 @@ from recsys_llm.files import replaced_directory, write_synced
 
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
-FORMAT = 1
+FORMAT = 2
+"""2: pairwise columns are not known where a row stands in for a user's own."""
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
@@ -64,7 +65,9 @@ def read_bundle(directory: Path | str, kind: str) -> tuple[dict[str, npt.NDArray
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{root / MANIFEST}: not a manifest of ours ({error!r}); save the {kind} again") from None
     if found != (FORMAT, kind):
-        raise CheckpointError(f"{root}: expected a {kind} of format {FORMAT}, found {found[1]!r} of format {found[0]}")
+        raise CheckpointError(
+            f"{root}: expected a {kind} of format {FORMAT}, found {found[1]!r} of format {found[0]}; train it again"
+        )
     for name, expected, actual in (
         (TENSORS, hashes[0], _hash(data)),
         (MANIFEST, hashes[1], _hash(_canonical({"kind": kind, "facts": facts}))),

@@ -158,7 +158,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "learning_rate": (1e-6, 1.0),
     "weight_decay": (0.0, 10.0),
     "mle_epochs": (1, 1000),
-    "softmax_negatives": (1, 1_000_000),
+    "softmax_negatives": (1, 65_536),
     "patience": (1, 1000),
     "validation_share": (0.01, 0.5),
     "validation_groups": (1, 1_000_000),

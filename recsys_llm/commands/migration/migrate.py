@@ -62,7 +62,8 @@ def plan_migration(repository: Path, pairs: Pairs, *, config_file: str | None = 
     """
     store, config = open_store(repository, config_file=config_file), load_config(repository)
     moves = open_moves(store, pairs)
-    return [plan_move(store, config, move, moves) for move in moves]
+    versions = journal.read_versions(repository)
+    return [plan_move(store, config, move, moves, versions) for move in moves]
 
 
 def backfill(
@@ -103,15 +104,14 @@ def cutover(
     ------
     MigrationError
         Rows are missing, a service could not be read afterwards, next items and states of one model would be parted, or
-        the Python files would undo the switch. Nothing
-        has been switched; rows may also be missing where ``feast apply`` has switched a registry after versions.yaml
-        was written for another one.
+        the Python files would undo the switch. Nothing has been switched; rows may also be missing where ``feast
+        apply`` has switched a registry after versions.yaml was written for another one.
     """
     store = open_store(repository, config_file=config_file)
     moves = open_moves(store, pairs)
-    check_together(store, moves)
     with journal.one_at_a_time(repository):
         versions = journal.read_versions(repository)
+        check_together(store, moves, versions)
         target = _with_pairs(versions, pairs)
         changes = services.find_changes(store, declared_services(repository, target), pairs)
         if changes.kept:
@@ -121,7 +121,8 @@ def cutover(
                 f"{_EDIT}"
             )
         is_done = not changes.switched and target == versions
-        if not changes.switched and not is_done:
+        unread = all(move.old_tag.producer == schema.SEQUENCE_STATES for move in moves)  # streams follow versions.yaml
+        if not changes.switched and not is_done and not unread:
             raise MigrationError(f"no service reads {' or '.join(pairs)}, so there is nothing to switch")
         coverage = {move.new.name: measure_coverage(store, move) for move in moves}
         for view, found in coverage.items():

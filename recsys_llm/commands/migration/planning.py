@@ -78,13 +78,17 @@ def covered_time(store: feast.FeatureStore, move: Move) -> tuple[datetime, datet
     return start, min(max(as_utc(last) for _, last in intervals), now())
 
 
-def plan_move(store: feast.FeatureStore, config: Config, move: Move, moves: list[Move]) -> MovePlan:
+def plan_move(
+    store: feast.FeatureStore, config: Config, move: Move, moves: list[Move], versions: Mapping[str, str]
+) -> MovePlan:
     """Say what a migration would compute, read and break, without changing anything.
 
     Parameters
     ----------
     moves
         All views that would be switched together; ``move`` is one of them.
+    versions
+        View to the view that is read in its place now.
 
     Raises
     ------
@@ -110,8 +114,12 @@ def plan_move(store: feast.FeatureStore, config: Config, move: Move, moves: list
         cost=summary.cost,
         unit=summary.unit,
         services=tuple(readers(store, [move.old.name])),
-        consequences=tuple(_consequences(store, move, moves, old, producer.manifest)),
+        consequences=(*_consequences(store, move, moves, old, producer.manifest), *_parted(store, moves, versions)),
     )
+
+
+def _parted(store: feast.FeatureStore, moves: list[Move], versions: Mapping[str, str]) -> list[str]:
+    return [f"{sentence} (else the cutover is refused)" for sentence in left_behind(store, moves, versions)]
 
 
 def _consequences(
@@ -134,7 +142,6 @@ def _consequences(
         found.append(f"vectors have {new.get('dim')} numbers instead of {old.get('dim')}")
     if old.get(VECTOR, new.get(VECTOR)) != new.get(VECTOR):
         found.append(f"vectors are stored as {new.get(VECTOR)} instead of {old.get(VECTOR)}")
-    found += [f"{sentence}, or the cutover is refused" for sentence in left_behind(store, moves)]
     companions = _companions(store, move, moves, old, new)
     if companions:
         also = " ".join(f"--with {view}=NEW_VERSION" for view in companions)

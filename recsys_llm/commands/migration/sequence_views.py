@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from recsys_llm.commands.migration.moves import Move
@@ -16,10 +16,15 @@ if TYPE_CHECKING:
 _BESIDE = {NEXT_ITEMS: SEQUENCE_STATES, SEQUENCE_STATES: NEXT_ITEMS}
 
 
-def left_behind(store: feast.FeatureStore, moves: Sequence[Move]) -> list[str]:
+def left_behind(store: feast.FeatureStore, moves: Sequence[Move], versions: Mapping[str, str]) -> list[str]:
     """Return a sentence for each view that a switch would part from the views of its model.
 
-    States that were never materialised are nobody's, and may stay.
+    States that were never materialised are nobody's, and may stay; so may views that another is read in place of.
+
+    Parameters
+    ----------
+    versions
+        View to the view that is read in its place, before the switch.
     """
     found = []
     beside = {move.old.name: move for move in moves}
@@ -32,7 +37,7 @@ def left_behind(store: feast.FeatureStore, moves: Sequence[Move]) -> list[str]:
         for view, tag in views:
             if tag is None or tag.producer != _BESIDE[old_tag.producer] or tag.model != old_tag.model:
                 continue
-            if view.name in new or not view.materialization_intervals:
+            if view.name in new or not view.materialization_intervals or view.name in versions:
                 continue
             other = beside.get(view.name)
             if other is None:
@@ -48,7 +53,7 @@ def left_behind(store: feast.FeatureStore, moves: Sequence[Move]) -> list[str]:
     return found
 
 
-def check_together(store: feast.FeatureStore, moves: Sequence[Move]) -> None:
+def check_together(store: feast.FeatureStore, moves: Sequence[Move], versions: Mapping[str, str]) -> None:
     """Refuse a switch that parts next items from the states of their model.
 
     Raises
@@ -56,6 +61,6 @@ def check_together(store: feast.FeatureStore, moves: Sequence[Move]) -> None:
     MigrationError
         Names the views and what to add.
     """
-    found = left_behind(store, moves)
+    found = left_behind(store, moves, versions)
     if found:
         raise MigrationError("; ".join(found))
