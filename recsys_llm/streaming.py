@@ -248,9 +248,8 @@ class NextItemsStream:
             if fingerprint != expected:
                 raise FingerprintError(
                     f"view {self._states_view}, user {user!r}: expected a state of fingerprint {expected}, found "
-                    f"{fingerprint}, another model's: if the view has been materialised anew, start the stream again, "
-                    "with the events since the end of that materialisation; else materialise it, with this event in "
-                    "the source"
+                    f"{fingerprint}, another model's: if the view was materialised anew, start the stream again, with "
+                    "the events since the end of that; else materialise it, with this event in the source"
                 )
         return states_from(vectors, [had or [] for had in items], [sizes or [] for sizes in groups], newest)
 

@@ -109,9 +109,9 @@ def cutover(
     """
     store = open_store(repository, config_file=config_file)
     moves = open_moves(store, pairs)
+    check_together(store, moves, journal.read_versions(repository))
     with journal.one_at_a_time(repository):
         versions = journal.read_versions(repository)
-        check_together(store, moves, versions)
         target = _with_pairs(versions, pairs)
         changes = services.find_changes(store, declared_services(repository, target), pairs)
         if changes.kept:
