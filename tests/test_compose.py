@@ -21,7 +21,8 @@ from tests.services import redis_binary, redis_server
 FILE = Path(__file__).parents[1] / "docker-compose.yml"
 DOCKERFILE = FILE.parent / ".docker" / "Dockerfile"
 PASSWORDS = {"REDIS_PASSWORD": "first-secret", "POSTGRES_PASSWORD": "second-secret"}
-GIVEN = {**PASSWORDS, "FEATURE_REPO": "/somewhere/my_features"}
+TOKEN = {"RAY_AUTH_TOKEN": "third-secret"}
+GIVEN = {**PASSWORDS, **TOKEN, "FEATURE_REPO": "/somewhere/my_features"}
 SERVERS = ("postgres", "redis")
 APPS = ("materialize", "ray-head", "ray-worker")
 
@@ -106,6 +107,8 @@ def problems(services: dict[str, Any]) -> list[str]:
             "reachable from outside": name in SERVERS or list(service["networks"]) == ["inside"],
             "secrets it needs not": name in (*SERVERS, "materialize")
             or not any(secret in json.dumps(service) for secret in PASSWORDS.values()),
+            "Ray for everyone": name in SERVERS
+            or {"RAY_AUTH_MODE": "token", **TOKEN}.items() <= service.get("environment", {}).items(),
         }
         found += [f"{name}: {problem}" for problem, is_fine in checks.items() if not is_fine]
     return found
@@ -128,6 +131,8 @@ def test_every_service_is_pinned_private_bounded_and_watched(services: dict[str,
         ("  cap_drop: [ALL]\n", "", "materialize: privileges"),
         ("  networks: [inside]\n", "  networks: [outside]\n", "ray-head: reachable from outside"),
         ("    healthcheck: *ray-health\n", "", "ray-worker: no health check"),
+        ("    RAY_AUTH_MODE: token\n", "", "ray-worker: Ray for everyone"),
+        ("      <<: *ray-token\n", "", "materialize: Ray for everyone"),
         ("  ray-head:\n", "  ray-head:\n    environment: {A: $REDIS_PASSWORD}\n", "ray-head: secrets it needs not"),
     ],
 )
