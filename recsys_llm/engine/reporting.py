@@ -37,48 +37,19 @@ def report_run(config: Config, tag: ProducerTag, summary: Summary, start: dateti
         "recsys_llm_rows_recovered": summary.recovered,
         "recsys_llm_texts_encoded": summary.computed if summary.unit == "tokens" else 0,
         "recsys_llm_tokens_encoded": summary.cost if summary.unit == "tokens" else 0,
-        "recsys_llm_materialize_seconds": summary.seconds,
-        "recsys_llm_materialize_runs": 1,
         "recsys_llm_materialize_failures": 0,
     }
-    _count(config, summary.view, tag.producer, counts, end)
-    logger.info(
-        "materialized",
-        extra={
-            "view": summary.view,
-            "producer": tag.producer,
-            "interval": f"{start.isoformat()}/{end.isoformat()}",
-            "rows": summary.computed,
-            "skipped": summary.skipped,
-            "recovered": summary.recovered,
-            "seconds": round(summary.seconds, 3),
-        },
-    )
+    rows = {"rows": summary.computed, "skipped": summary.skipped, "recovered": summary.recovered}
+    _report(config, summary.view, tag.producer, counts, rows, summary.seconds, (start, end))
 
 
 def report_copied(
     repository: Path | None, view: str, written: Written, seconds: float, interval: tuple[datetime, datetime]
 ) -> None:
     """Tell of a view that isn't computed: its rows were copied online."""
-    start, end = interval
-    rows = written.newer + written.equal
-    counts: dict[str, float] = {
-        "recsys_llm_rows_written": rows,
-        "recsys_llm_materialize_seconds": seconds,
-        "recsys_llm_materialize_runs": 1,
-    }
-    _count(_config(repository), view, COPIED, counts, end)
-    logger.info(
-        "materialized",
-        extra={
-            "view": view,
-            "producer": COPIED,
-            "interval": f"{start.isoformat()}/{end.isoformat()}",
-            "rows": rows,
-            "skipped": written.older,
-            "seconds": round(seconds, 3),
-        },
-    )
+    copied = written.newer + written.equal
+    rows = {"rows": copied, "skipped": written.older}
+    _report(_config(repository), view, COPIED, {"recsys_llm_rows_written": copied}, rows, seconds, interval)
 
 
 def report_failure(repository: Path | None, view: str, producer: str, error: Exception) -> None:
@@ -95,6 +66,22 @@ def _config(repository: Path | None) -> Config | None:
         return load_config(repository)
     except ConfigError:
         return None
+
+
+def _report(
+    config: Config | None,
+    view: str,
+    producer: str,
+    counts: dict[str, float],
+    rows: dict[str, int],
+    seconds: float,
+    interval: tuple[datetime, datetime],
+) -> None:
+    start, end = interval
+    run = {"recsys_llm_materialize_seconds": seconds, "recsys_llm_materialize_runs": 1}
+    _count(config, view, producer, counts | run, end)
+    told = {"view": view, "producer": producer, "interval": f"{start.isoformat()}/{end.isoformat()}"}
+    logger.info("materialized", extra={**told, **rows, "seconds": round(seconds, 3)})
 
 
 def _count(config: Config | None, view: str, producer: str, counts: dict[str, float], until: datetime | None) -> None:
