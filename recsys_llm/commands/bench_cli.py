@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -237,7 +238,6 @@ def load(
     Example: recsys-llm bench load --seconds 60 --json load.json
     """
     from recsys_llm.bench.load import bench_load, show_load
-    from recsys_llm.bench.report import write_report
 
     content = bench_load(
         candidates=candidates,
@@ -247,9 +247,7 @@ def load(
         limit_ms=limit_ms,
         echo=_progress,
     )
-    show_load(content, typer.echo)
-    if json_file is not None:
-        write_report(json_file, content)
+    _finish(content, json_file, show_load)
 
 
 @app.command()
@@ -266,7 +264,6 @@ def scaling(
 
     Example: recsys-llm bench scaling --items 1000 --gpu-rows-per-s 2000 --json scaling.json
     """
-    from recsys_llm.bench.report import write_report
     from recsys_llm.bench.scaling import show_scaling
     from recsys_llm.commands.bench_scaling import run_scaling
 
@@ -280,9 +277,7 @@ def scaling(
             dimension=dimension,
             hours=hours,
         )
-    show_scaling(content, typer.echo)
-    if json_file is not None:
-        write_report(json_file, content)
+    _finish(content, json_file, show_scaling)
 
 
 def _progress(line: str) -> None:
@@ -290,9 +285,9 @@ def _progress(line: str) -> None:
         typer.echo(line, err=True)
 
 
-def _finish(content: dict[str, Any], json_file: Path | None) -> None:
+def _finish(content: dict[str, Any], json_file: Path | None, show: Callable[..., None] | None = None) -> None:
     from recsys_llm.bench.report import show_report, write_report
 
-    show_report(content, typer.echo)
+    (show or show_report)(content, typer.echo)
     if json_file is not None:
         write_report(json_file, content)
