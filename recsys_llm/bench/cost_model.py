@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 FLOAT_BYTES = 4
 KEY_BYTES = 64
@@ -34,51 +33,48 @@ class Cost:
     network_gib: float
     """Texts to the workers and vectors back, each row once: no shuffle, since a row depends on no other."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields."""
-        return asdict(self)
 
-
-def cost(
-    items: int, *, rows_per_s_per_gpu: float, driver_rows_per_s: float, dimension: int = 384, hours: float = 24.0
-) -> Cost:
-    """Return GPUs, hours and bytes for ``items`` texts.
+@dataclass(frozen=True)
+class CostModel:
+    """What large catalogues cost.
 
     Assumes that chunks are independent (no shuffle, so GPUs add up), that the one driver reads, stores and publishes
-    all rows at ``driver_rows_per_s``, that each item has one version, and that no worker dies. A GPU's start (seconds
-    to load a model) is left out.
-
-    Parameters
-    ----------
-    rows_per_s_per_gpu
-        Measured on the GPU and the texts at hand: `recsys-llm bench text` there.
-    driver_rows_per_s
-        Rows that the driver stores: parts, online store and ledger.
-    dimension
-        Of a float32 vector.
-    hours
-        Within which it should be done.
+    all rows, that each item has one version, and that no worker dies. A GPU's start (seconds to load a model) is left
+    out.
 
     Examples
     --------
-    >>> made = cost(10_000_000, rows_per_s_per_gpu=1000, driver_rows_per_s=5000, hours=1)
+    >>> model = CostModel(rows_per_s_per_gpu=1000, driver_rows_per_s=5000, hours=1)
+    >>> made = model.of(10_000_000)
     >>> made.gpus, round(made.hours, 2), round(made.gpu_hours, 2), made.limited_by
     (3, 0.93, 2.78, 'gpus')
-    >>> cost(1_000_000_000, rows_per_s_per_gpu=1000, driver_rows_per_s=5000, hours=1).limited_by
+    >>> model.of(1_000_000_000).limited_by
     'driver'
     """
-    wanted = math.ceil(items / (rows_per_s_per_gpu * hours * 3600))
-    useful = math.ceil(driver_rows_per_s / rows_per_s_per_gpu)
-    gpus = max(1, min(wanted, useful))
-    rate = min(gpus * rows_per_s_per_gpu, driver_rows_per_s)
-    vector = FLOAT_BYTES * dimension
-    return Cost(
-        items=items,
-        gpu_hours=items / rows_per_s_per_gpu / 3600,
-        gpus=gpus,
-        hours=items / rate / 3600,
-        limited_by="driver" if wanted > useful else "gpus",
-        offline_gib=items * (vector + KEY_BYTES) / GIB,
-        online_gib=items * (vector + REDIS_BYTES) / GIB,
-        network_gib=items * (vector + TEXT_BYTES) / GIB,
-    )
+
+    rows_per_s_per_gpu: float
+    """Measured on the GPU and the texts at hand: `recsys-llm bench text` there."""
+    driver_rows_per_s: float
+    """Rows that the driver stores: parts, online store and ledger."""
+    dimension: int = 384
+    """Of a float32 vector."""
+    hours: float = 24.0
+    """Within which it should be done."""
+
+    def of(self, items: int) -> Cost:
+        """Return GPUs, hours and bytes for ``items`` texts."""
+        wanted = math.ceil(items / (self.rows_per_s_per_gpu * self.hours * 3600))
+        useful = math.ceil(self.driver_rows_per_s / self.rows_per_s_per_gpu)
+        gpus = max(1, min(wanted, useful))
+        rate = min(gpus * self.rows_per_s_per_gpu, self.driver_rows_per_s)
+        vector = FLOAT_BYTES * self.dimension
+        return Cost(
+            items=items,
+            gpu_hours=items / self.rows_per_s_per_gpu / 3600,
+            gpus=gpus,
+            hours=items / rate / 3600,
+            limited_by="driver" if wanted > useful else "gpus",
+            offline_gib=items * (vector + KEY_BYTES) / GIB,
+            online_gib=items * (vector + REDIS_BYTES) / GIB,
+            network_gib=items * (vector + TEXT_BYTES) / GIB,
+        )

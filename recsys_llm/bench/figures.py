@@ -162,6 +162,49 @@ def _oracle(reports: Path) -> str:
     return _table(head, rows)
 
 
+def _load(reports: Path) -> str:
+    rows = []
+    for result in _read(reports, "load")["results"]:
+        if "p50_ms" in result:
+            times = [f"{result[name]:,.1f}" for name in ("p50_ms", "p99_ms", "p99_9_ms", "longest_ms")]
+            others = sum(count for error, count in result["errors"].items() if not error.startswith("defaults: "))
+            counts = [f"{result['requests']:,}", str(result["defaults"]), str(others)]
+            rows.append([result["name"], f"{result['rate_per_s']:,.0f}", *counts, *times])
+    head = ["run", "requests/s", "requests", "flagged defaults", "errors", "p50, ms", "p99, ms", "p99.9, ms"]
+    return _table([*head, "longest, ms"], rows)
+
+
+def _kills(reports: Path) -> str:
+    counts = ("killed", "lost", "duplicated", "stale", "redone", "most_redone")
+    rows = []
+    for result in _read(reports, "soak")["results"]:
+        executor, store = result["name"].split("_")
+        cells = [str(result[name]) for name in counts]
+        rows.append([executor, store, *cells, f"{result['seconds'] / 60:.0f}"])
+    head = ["executor", "store", "kills", "rows lost", "doubled", "stale", "chunks redone", "most by one kill"]
+    return _table([*head, "minutes"], rows)
+
+
+def _cost(reports: Path) -> str:
+    sizes = ("offline_gib", "online_gib", "network_gib")
+    rows = []
+    for result in _read(reports, "scaling")["results"]:
+        if "gpus" in result:
+            cells = [f"{result['items']:,}", str(result["gpus"]), f"{result['hours']:.1f}", result["limited_by"]]
+            rows.append([*cells, *(f"{result[name]:,.0f} GiB" for name in sizes)])
+    return _table(["items", "GPUs", "hours", "limited by", "parts", "Redis", "sent"], rows)
+
+
+def _scaling(reports: Path) -> str:
+    rows = []
+    for result in _read(reports, "scaling")["results"]:
+        if "gpus" not in result:
+            steady = result["steady_rows_per_s"]
+            rate = "" if steady is None else f"{steady:,.0f}"
+            rows.append([result["name"].replace("_", " "), f"{result['rows']:,}", f"{result['seconds']:.1f}", rate])
+    return _table(["executor, workers", "rows, all equal to local", "with start, s", "rows/s after the first chunk"], rows)
+
+
 def _signed(figure: dict[str, Any]) -> str:
     if figure["value"] is None:  # a recipe may end where the sweep has no temperature
         return "not measured"
@@ -214,6 +257,10 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "seqgan_speed": _seqgan_speed,
     "oracle": _oracle,
     "retrieval_speed": _retrieval_speed,
+    "load": _load,
+    "kills": _kills,
+    "cost": _cost,
+    "scaling": _scaling,
 }
 """By the name in the mark."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_llm import schema
-from recsys_llm.bench.cost_model import cost
+from recsys_llm.bench.cost_model import CostModel
 from recsys_llm.bench.report import report
 from recsys_llm.errors import ExecutorError
 
@@ -60,13 +61,7 @@ def _rows(repository: Path, view: str) -> pa.Table:
 
 
 def scaling_report(
-    measured: Mapping[str, Mapping[str, Any]],
-    *,
-    settings: Mapping[str, Any],
-    rows_per_s_per_gpu: float,
-    driver_rows_per_s: float,
-    dimension: int,
-    hours: float,
+    measured: Mapping[str, Mapping[str, Any]], *, model: CostModel, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the report.
 
@@ -79,14 +74,8 @@ def scaling_report(
         {"name": name, **figures, "rows_per_s": figures["rows"] / figures["seconds"]}
         for name, figures in measured.items()
     ]
-    rates = {"rows_per_s_per_gpu": rows_per_s_per_gpu, "driver_rows_per_s": driver_rows_per_s}
-    for items in CATALOGUES:
-        made = cost(items, dimension=dimension, hours=hours, **rates)
-        results.append({"name": f"cost_of_{items}", **made.as_dict()})
-    counts = {figures["rows"] for figures in measured.values()}
-    targets = [{"name": "rows_that_differ_from_local", "target": "0", "value": 0, "met": len(counts) == 1}]
-    model = {"dimension": dimension, "within_hours": hours, **rates}
-    return report("bench scaling", settings={**settings, **model}, results=results, targets=targets)
+    results += [{"name": f"cost_of_{items}", **asdict(model.of(items))} for items in CATALOGUES]
+    return report("bench scaling", settings={**settings, **asdict(model)}, results=results, targets=[])
 
 
 def show_scaling(content: Mapping[str, Any], echo: Callable[[str], object]) -> None:

@@ -264,19 +264,13 @@ def scaling(
 
     Example: recsys-llm bench scaling --items 1000 --gpu-rows-per-s 2000 --json scaling.json
     """
+    from recsys_llm.bench.cost_model import CostModel
     from recsys_llm.bench.scaling import show_scaling
     from recsys_llm.commands.bench_scaling import run_scaling
 
+    model = CostModel(gpu_rows_per_s, driver_rows_per_s, dimension, hours)
     with TemporaryDirectory() as folder:
-        content = run_scaling(
-            Path(folder),
-            items=items,
-            chunk_rows=chunk_rows,
-            rows_per_s_per_gpu=gpu_rows_per_s,
-            driver_rows_per_s=driver_rows_per_s,
-            dimension=dimension,
-            hours=hours,
-        )
+        content = run_scaling(Path(folder), items=items, chunk_rows=chunk_rows, model=model)
     _finish(content, json_file, show_scaling)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from recsys_llm.bench.cost_model import CostModel
 from recsys_llm.bench.memory import in_own_process
 from recsys_llm.bench.scaling import WORKERS, check_equal, scaling_report, steady_rate
 from recsys_llm.commands.feast_cli import run_feast
@@ -22,16 +23,7 @@ from recsys_llm.sources.simulated import write_simulated
 from recsys_llm.timestamps import BEGINNING, now
 
 
-def run_scaling(
-    folder: Path,
-    *,
-    items: int,
-    chunk_rows: int,
-    rows_per_s_per_gpu: float,
-    driver_rows_per_s: float,
-    dimension: int,
-    hours: float,
-) -> dict[str, Any]:
+def run_scaling(folder: Path, *, items: int, chunk_rows: int, model: CostModel) -> dict[str, Any]:
     """Materialise item texts locally and with one and two Ray workers, each in a process and repository of its own.
 
     Parameters
@@ -40,8 +32,8 @@ def run_scaling(
         Of the simulated catalogue.
     chunk_rows
         What a worker computes at a time.
-    rows_per_s_per_gpu, driver_rows_per_s, dimension, hours
-        Of the cost model.
+    model
+        What is said of large catalogues.
 
     Raises
     ------
@@ -64,19 +56,9 @@ def run_scaling(
             "rows": check_equal(repositories["local"], repository, ITEM_TEXT_EMBEDDING),
             "steady_rows_per_s": steady_rate(repository, ITEM_TEXT_EMBEDDING),
         }
-    return scaling_report(
-        measured,
-        settings={
-            "items": items,
-            "chunk_rows": chunk_rows,
-            "view": ITEM_TEXT_EMBEDDING,
-            "load_average": list(os.getloadavg()),
-        },
-        rows_per_s_per_gpu=rows_per_s_per_gpu,
-        driver_rows_per_s=driver_rows_per_s,
-        dimension=dimension,
-        hours=hours,
-    )
+    settings = {"items": items, "chunk_rows": chunk_rows, "view": ITEM_TEXT_EMBEDDING}
+    load = list(os.getloadavg())
+    return scaling_report(measured, model=model, settings={**settings, "load_average": load})
 
 
 def materialize(repository: Path, end: Any) -> float:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from recsys_llm import schema
 from recsys_llm.bench import scaling
-from recsys_llm.bench.cost_model import cost
+from recsys_llm.bench.cost_model import CostModel
 from recsys_llm.cli import app
 from recsys_llm.commands import bench_scaling
 from recsys_llm.errors import ExecutorError
@@ -39,11 +39,11 @@ def test_other_rows_are_refused(tmp_path):
 
 
 def test_the_cost_model_adds_gpus_until_the_driver_is_the_limit():
-    one, two = (cost(10**9, rows_per_s_per_gpu=1_000, driver_rows_per_s=5_000, hours=hours) for hours in (300, 24))
+    one, two = (CostModel(1_000, 5_000, hours=hours).of(10**9) for hours in (300, 24))
     assert (one.gpus, one.limited_by) == (1, "gpus") and one.hours == pytest.approx(277.8, abs=0.1)
     assert (two.gpus, two.limited_by) == (5, "driver") and two.hours == pytest.approx(55.6, abs=0.1)
     assert one.gpu_hours == two.gpu_hours == pytest.approx(10**9 / 1_000 / 3600)
-    half = cost(10**9, rows_per_s_per_gpu=1_000, driver_rows_per_s=5_000, dimension=192)
+    half = CostModel(1_000, 5_000, dimension=192).of(10**9)
     assert (one.offline_gib - half.offline_gib) * 2**30 == pytest.approx(10**9 * 4 * 192)
 
 
