@@ -28,8 +28,8 @@ class FakeProducer:
         self.manifest = {"fingerprint": fingerprint}
         self.chunk_rows = chunk_rows
         self.computed: list[str] = []
-        self.value = float("nan")
-        self.broken_text = "\x00none"
+        self.broken: dict[str, list[float]] = {}
+        """Text to the vector that comes out for it instead."""
 
     def inputs(self, start: datetime, end: datetime) -> Iterator[Due]:
         due = [(item, day_stamp(day), text) for item, day, text in self.rows]
@@ -46,10 +46,7 @@ class FakeProducer:
     def compute(self, rows: pa.RecordBatch, events: pa.RecordBatch | None) -> pa.RecordBatch:
         texts = rows.column("text").to_pylist()
         self.computed.extend(texts)
-        vectors = [
-            [self.value if text == self.broken_text else float(len(text)), float(sum(c in "aeiou" for c in text))]
-            for text in texts
-        ]
+        vectors = [self.broken.get(text, [float(len(text)), float(sum(c in "aeiou" for c in text))]) for text in texts]
         return pa.RecordBatch.from_arrays([pa.array(vectors, self.features.field(EMBEDDING).type)], names=[EMBEDDING])
 
     def cost(self, rows: pa.RecordBatch) -> int:

@@ -169,9 +169,11 @@ def _load(reports: Path) -> str:
             times = [f"{result[name]:,.1f}" for name in ("p50_ms", "p99_ms", "p99_9_ms", "longest_ms")]
             others = sum(count for error, count in result["errors"].items() if not error.startswith("defaults: "))
             counts = [f"{result['requests']:,}", str(result["defaults"]), str(others)]
+            away = result.get("longest_answer_while_away_ms")
+            times.append("" if away is None else f"{away:,.1f}")
             rows.append([result["name"], f"{result['rate_per_s']:,.0f}", *counts, *times])
     head = ["run", "requests/s", "requests", "flagged defaults", "errors", "p50, ms", "p99, ms", "p99.9, ms"]
-    return _table([*head, "longest, ms"], rows)
+    return _table([*head, "longest, ms", "longest of a default, ms"], rows)
 
 
 def _kills(reports: Path) -> str:
@@ -202,7 +204,9 @@ def _scaling(reports: Path) -> str:
             steady = result["steady_rows_per_s"]
             rate = "" if steady is None else f"{steady:,.0f}"
             rows.append([result["name"].replace("_", " "), f"{result['rows']:,}", f"{result['seconds']:.1f}", rate])
-    return _table(["executor, workers", "rows, all equal to local", "with start, s", "rows/s after the first chunk"], rows)
+    return _table(
+        ["executor, workers", "rows, all equal to local", "with start, s", "rows/s after the first chunk"], rows
+    )
 
 
 def _signed(figure: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from recsys_llm.producers.base import Due, Producer
 from recsys_llm.producers.hashing import HASH_TYPE, row_ids
 from recsys_llm.producers.ledger import Ledger
 from recsys_llm.producers.parts import Parts
-from recsys_llm.schema import CONTENT_HASH, CREATED_TIMESTAMP, EVENT_TIMESTAMP, ROW_ID
+from recsys_llm.schema import CONTENT_HASH, CREATED_TIMESTAMP, EMBEDDING, EVENT_TIMESTAMP, ROW_ID
 from recsys_llm.timestamps import FUTURE_TOLERANCE, TIMESTAMP, now, to_micros
 
 Publish = Callable[[pa.Table], None]
@@ -236,26 +237,35 @@ def _finished(view: str, producer: Producer, inputs: pa.RecordBatch, features: p
     }
     schema = stored_schema(producer)
     table = pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
-    _check_finite(view, producer, table)
+    _check_vectors(view, producer, table)
     return table
 
 
-def _check_finite(view: str, producer: Producer, table: pa.Table) -> None:
-    """Refuse NaN and infinity inside vectors; a null scalar stands for 'unknown', a broken vector for a broken
-    model.
+def _check_vectors(view: str, producer: Producer, table: pa.Table) -> None:
+    """Refuse NaN and infinity inside vectors, and embeddings of unequal length; a null scalar stands for 'unknown', a
+    broken vector for a broken model.
     """
-    for field_ in producer.features:
-        if not (pa.types.is_list(field_.type) and pa.types.is_floating(field_.type.value_type)):
+
+    def refuse(name: str, row: int, problem: str) -> NoReturn:
+        key, time = (table.column(column)[row].as_py() for column in (producer.join_key, EVENT_TIMESTAMP))
+        raise RowError(
+            f"view {view}: feature {name} of {producer.join_key} {key!r} at {time} {problem}; check the model's "
+            "weights and the row's input"
+        )
+
+    for feature in producer.features:
+        if not (pa.types.is_list(feature.type) and pa.types.is_floating(feature.type.value_type)):
             continue
-        column = table.column(field_.name).combine_chunks()
+        column = table.column(feature.name).combine_chunks()
         broken = ~np.isfinite(column.flatten().to_numpy(zero_copy_only=False))
         if broken.any():
-            row = int(pc.list_parent_indices(column)[int(broken.argmax())].as_py())
-            raise RowError(
-                f"view {view}: feature {field_.name} of {producer.join_key} "
-                f"{table.column(producer.join_key)[row].as_py()!r} at {table.column(EVENT_TIMESTAMP)[row].as_py()} "
-                "is not finite; check the model's weights and the row's input"
-            )
+            refuse(feature.name, pc.list_parent_indices(column)[int(broken.argmax())].as_py(), "is not finite")
+        lengths = pc.list_value_length(column)
+        if feature.name == EMBEDDING and lengths.null_count < len(lengths):
+            dim = int(producer.manifest.get("dim", pc.mode(lengths)[0]["mode"].as_py()))
+            wrong = pc.index(pc.not_equal(lengths, dim), True).as_py()
+            if wrong >= 0:
+                refuse(feature.name, wrong, f"has length {lengths[wrong].as_py()} and not {dim}")
 
 
 def _store(view: str, producer: Producer, ledger: Ledger, publish: Publish, part: str, table: pa.Table) -> None:

@@ -184,7 +184,7 @@ def test_a_value_that_comes_back_is_current_again(world):
 
 def test_a_failed_first_run_binds_nothing(world):
     producer = FakeProducer([("a", 1, "broken")], fingerprint="wrong template")
-    producer.value, producer.broken_text = math.nan, "broken"
+    producer.broken["broken"] = [math.nan, 1.0]
     with pytest.raises(RowError):
         world.run(producer)
     assert world.run(FakeProducer([("a", 1, "fine")], fingerprint="right template")).computed == 1
@@ -267,16 +267,36 @@ def test_an_altered_part_is_refused(world):
         world.run(FakeProducer(ROWS))
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_broken_vector_is_refused_with_its_key_and_nothing_of_its_chunk_is_stored(world, value):
-    producer = FakeProducer([("a", 1, "fine"), ("b", 1, "good"), ("c", 2, "broken")])
-    producer.value, producer.broken_text = value, "broken"
-    with pytest.raises(RowError, match=r"feature embedding of item_id 'c' at 2024-01-03 .*not finite"):
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("vector", "problem"),
+    [
+        ([math.nan, 1.0], "is not finite"),
+        ([1.0, math.inf], "is not finite"),
+        ([-math.inf, 1.0], "is not finite"),
+        ([1.0], "has length 1 and not 2"),
+        ([1.0, 2.0, 3.0], "has length 3 and not 2"),
+        ([], "has length 0 and not 2"),
+    ],
+)
+@pytest.mark.parametrize("broken", range(len(ROWS)))
+def test_a_broken_vector_is_refused_by_its_row_and_nothing_of_its_chunk_is_stored(world, broken, vector, problem):
+    producer = FakeProducer(ROWS, chunk_rows=4)
+    producer.manifest["dim"] = "2"
+    item, day, text = producer.rows[broken]
+    producer.broken[text] = vector
+    with pytest.raises(
+        RowError, match=f"feature embedding of item_id '{item}' at {day_stamp(day):%Y-%m-%d}.* {problem}"
+    ):
         world.run(producer)
-    assert sorted(world.online) == ["a", "b"]
-    assert len(world.offline()) == 2
+    whole = max(first for first in (0, 4, 5, 9, 10) if first <= broken)  # chunks of 4 from batches of 5
+    assert len(world.offline()) == whole and sorted(world.online) == [f"item{n:02d}" for n in range(whole)]
+    producer.broken.clear()
+    assert world.run(producer).computed == len(ROWS) - whole
+    assert len(world.offline()) == len(world.online) == len(ROWS)
 
 
+@pytest.mark.faults
 def test_a_stamp_in_the_future_is_refused(world):
     ahead = (now() - day_stamp(0)).days + 3
     with pytest.raises(RowError, match=r"item_id 'later' would be stamped .* later than"):
