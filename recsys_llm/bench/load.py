@@ -1,4 +1,4 @@
-"""``recsys-llm bench load``: how many requests one process sustains, and what a restart of Redis does to them."""
+"""``recsys-llm bench load``: how many requests one process sustains, and what a Redis that goes away does to them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from recsys_llm.bench.load_schedule import GOOD, Trace, closed_loop, highest_rate, open_loop
 from recsys_llm.bench.online_world import World, build_world
-from recsys_llm.bench.redis_server import RedisProcess, redis_process
+from recsys_llm.bench.redis_server import redis_process
 from recsys_llm.bench.report import report
 from recsys_llm.errors import RecsysLLMError
 from recsys_llm.retrieval import FeatureBatch, FeatureClient, Status
@@ -38,16 +38,16 @@ Echo = Callable[[str], object]
 def bench_load(
     *, candidates: int, seconds: float, probe_seconds: float, down_seconds: float, limit_ms: float, echo: Echo
 ) -> dict[str, Any]:
-    """Find the highest rate that one process sustains, hold it, and hold it again while Redis is killed and restarted.
+    """Find the highest rate that one process sustains, hold it, and again while Redis is restarted, and frozen.
 
     Parameters
     ----------
     seconds
-        Of each of the two long runs.
+        Of each of the three long runs.
     probe_seconds
         Of each step of the search.
     down_seconds
-        How long Redis is away, before it is started again and reads its append-only file.
+        How long Redis is away: killed, before it is started again and reads its append-only file; or stopped.
     limit_ms
         Of the p99 of a sustained rate.
     echo
@@ -82,8 +82,12 @@ def bench_load(
             if held or tries == TRIES:
                 break
             rate *= LOWER
-        restart = Restart(server, after=seconds / 3, down_seconds=down_seconds)
-        restarted = restart.during(lambda: open_loop(request, rate, seconds))
+        ways = {"restart": (server.kill, server.start), "freeze": (server.freeze, server.thaw)}
+        outages: list[tuple[str, Outage, Trace]] = []
+        for name, (begin, end) in ways.items():
+            outage = Outage(begin, end, after=seconds / 3, down_seconds=down_seconds)
+            outages.append((name, outage, outage.during(lambda: open_loop(request, rate, seconds))))
+            echo(f"{rate:,.0f} requests/s for {seconds:g} s, Redis away for {down_seconds:g} s of it: {name}")
     settings = {
         "candidates": candidates,
         "store": STORE,
@@ -98,9 +102,11 @@ def bench_load(
     results = [
         {"name": "closed_loop", "requests_per_s": closed},
         _result("steady", steady) | {"held": held, "tries": tries},
-        _result("restart", restarted) | restart.figures(restarted),
+        *(_result(name, trace) | outage.figures(trace) for name, outage, trace in outages),
     ]
-    return report("bench load", settings=settings, results=results, targets=_targets(steady, restarted, held, limit_ms))
+    targets = _steady_targets(steady, held, limit_ms)
+    targets += [target for name, _, trace in outages for target in _outage_targets(name, trace)]
+    return report("bench load", settings=settings, results=results, targets=targets)
 
 
 def requests(client: FeatureClient, world: World) -> Callable[[], str]:
@@ -126,26 +132,31 @@ def _outcome(batch: FeatureBatch) -> str:
     return GOOD if all((state == Status.PRESENT).all() for state in states) else INCOMPLETE
 
 
-class Restart:
-    """Kills Redis a while after the beginning of a run, and starts it again.
+class Outage:
+    """Takes Redis away a while after the beginning of a run, and brings it back.
 
     Parameters
     ----------
+    begin, end
+        Of the outage.
     after
         Seconds into the run.
     """
 
-    def __init__(self, server: RedisProcess, *, after: float, down_seconds: float) -> None:
-        self._server = server
+    def __init__(
+        self, begin: Callable[[], object], end: Callable[[], object], *, after: float, down_seconds: float
+    ) -> None:
+        self._begin = begin
+        self._end = end
         self._after = after
         self._down_seconds = down_seconds
-        self._killed = self._back = 0.0
+        self._gone = self._back = 0.0
         self._failure: BaseException | None = None
 
     def during(self, run: Callable[[], Trace]) -> Trace:
-        """Return the trace of ``run``, in the middle of which Redis restarts."""
+        """Return the trace of ``run``, in the middle of which Redis is away."""
         started = time.perf_counter()
-        thread = threading.Thread(target=self._kill_and_start, args=(started,))
+        thread = threading.Thread(target=self._take_away, args=(started,))
         thread.start()
         try:
             trace = run()
@@ -155,30 +166,30 @@ class Restart:
             raise self._failure
         return trace
 
-    def _kill_and_start(self, started: float) -> None:
+    def _take_away(self, started: float) -> None:
         try:
             time.sleep(self._after)
-            self._server.kill()
-            self._killed = time.perf_counter() - started
+            self._begin()
+            self._gone = time.perf_counter() - started
             time.sleep(self._down_seconds)
-            self._server.start()
+            self._end()
             self._back = time.perf_counter() - started
         except BaseException as error:  # noqa: BLE001  for the thread that waits
             self._failure = error
 
     def figures(self, trace: Trace) -> dict[str, Any]:
-        """Return what the restart did to the requests of a trace."""
-        away = np.array(trace.done) > self._killed
+        """Return what the outage did to the requests of a trace."""
+        away = np.array(trace.done) > self._gone
         away &= np.array(trace.sent) < self._back
         good = np.array([outcome == GOOD for outcome in trace.outcomes])
         done = np.array(trace.done)
-        first = done[good & (np.array(trace.sent) > self._killed)]
+        first = done[good & (np.array(trace.sent) > self._gone)]
         service = trace.service_ms()
         return {
-            "redis_away_s": self._back - self._killed,
-            "first_good_answer_s_after_kill": float(first[0] - self._killed) if len(first) else None,
+            "redis_away_s": self._back - self._gone,
+            "first_good_answer_s_after_begin": float(first[0] - self._gone) if len(first) else None,
             # Negative: Redis took requests before it was seen to answer.
-            "first_good_answer_s_after_start": float(first[0] - self._back) if len(first) else None,
+            "first_good_answer_s_after_end": float(first[0] - self._back) if len(first) else None,
             "answers_while_away": int(away.sum()),
             "longest_answer_while_away_ms": float(service[away].max()) if away.any() else None,
         }
@@ -202,25 +213,29 @@ def _result(name: str, trace: Trace) -> dict[str, Any]:
     }
 
 
-def _targets(steady: Trace, restarted: Trace, held: bool, limit_ms: float) -> list[dict[str, Any]]:
+def _steady_targets(steady: Trace, held: bool, limit_ms: float) -> list[dict[str, Any]]:
     errors = sum(steady.errors().values())
-    typed = [kind.startswith("defaults: ") for kind in restarted.errors()]
-    wrong = sum(count for kind, count in restarted.errors().items() if not kind.startswith("defaults: "))
     p99 = float(np.percentile(steady.latencies_ms(), 99))
-    failed = np.array([outcome != GOOD for outcome in restarted.outcomes])
-    longest = float(restarted.service_ms()[failed].max()) if failed.any() else 0.0
-    ends_well = all(outcome == GOOD for outcome in restarted.outcomes[-3:])
     return [
         {"name": "steady_p99_ms", "target": f"<= {limit_ms:g}", "value": p99, "met": held},
         {"name": "steady_errors", "target": "0", "value": errors, "met": errors == 0},
-        {"name": "restart_errors_that_are_no_defaults", "target": "0", "value": wrong, "met": all(typed)},
+    ]
+
+
+def _outage_targets(name: str, trace: Trace) -> list[dict[str, Any]]:
+    wrong = sum(count for kind, count in trace.errors().items() if not kind.startswith("defaults: "))
+    failed = np.array([outcome != GOOD for outcome in trace.outcomes])
+    longest = float(trace.service_ms()[failed].max()) if failed.any() else 0.0
+    ends_well = all(outcome == GOOD for outcome in trace.outcomes[-3:])
+    return [
+        {"name": f"{name}_errors_that_are_no_defaults", "target": "0", "value": wrong, "met": wrong == 0},
         {
-            "name": "restart_longest_failed_answer_ms",
+            "name": f"{name}_longest_failed_answer_ms",
             "target": f"<= {LONGEST_MS:g}",
             "value": longest,
             "met": longest <= LONGEST_MS,
         },
-        {"name": "restart_ends_with_good_answers", "target": "1", "value": int(ends_well), "met": ends_well},
+        {"name": f"{name}_ends_with_good_answers", "target": "1", "value": int(ends_well), "met": ends_well},
     ]
 
 
@@ -233,13 +248,12 @@ def show_load(content: dict[str, Any], echo: Echo) -> None:
         echo(f"{run['name']}: {run['rate_per_s']:,.0f} requests/s, {run['requests']:,} requests, {times}")
         for kind, count in run["errors"].items():
             echo(f"  {kind:<44} {count:,}")
-    restart = runs[1]
-    if restart["first_good_answer_s_after_kill"] is not None:
-        echo(
-            f"  Redis away {restart['redis_away_s']:.2f} s; first good answer "
-            f"{restart['first_good_answer_s_after_kill']:.2f} s after the kill, "
-            f"{restart['first_good_answer_s_after_start']:+.3f} s after its first answer to a PING"
-        )
+        if run.get("first_good_answer_s_after_begin") is not None:
+            echo(
+                f"  Redis away {run['redis_away_s']:.2f} s; first good answer "
+                f"{run['first_good_answer_s_after_begin']:.2f} s after that began, "
+                f"{run['first_good_answer_s_after_end']:+.3f} s after it ended"
+            )
     for target in content["targets"]:
         met = "met" if target["met"] else "NOT met"
         echo(f"{target['name']:<40} {target['value']:>10.4g}  target {target['target']:<9} {met}")

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -53,6 +54,14 @@ class RedisProcess:
         """End it at once (SIGKILL)."""
         self._process.kill()
         self._process.wait()
+
+    def freeze(self) -> None:
+        """Stop it (SIGSTOP): connections stay, and nothing answers."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on (SIGCONT)."""
+        self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """Ask it to end, and make it."""

@@ -227,11 +227,11 @@ def load(
     candidates: Annotated[int, typer.Option(min=1, help="Items looked up for one user.")] = 500,
     seconds: Annotated[float, typer.Option(min=0.5, help="Of each long run.")] = 60.0,
     probe_seconds: Annotated[float, typer.Option(min=0.1, help="Of each step of the search for the rate.")] = 5.0,
-    down_seconds: Annotated[float, typer.Option(min=0, help="How long Redis is away in the second run.")] = 1.0,
+    down_seconds: Annotated[float, typer.Option(min=0, help="How long Redis is away in the runs after it.")] = 1.0,
     limit_ms: Annotated[float, typer.Option(min=1, help="Of the p99 of a sustained rate.")] = 100.0,
     json_file: JsonFile = None,
 ) -> None:
-    """Hold the highest rate of requests that one process sustains, then again while its Redis is restarted.
+    """Hold the highest rate of requests that one process sustains, then again while its Redis is restarted, and frozen.
 
     Latencies count from when a request was due. Redis is a private one with an append-only file.
 

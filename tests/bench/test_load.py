@@ -50,11 +50,13 @@ def test_the_command(tmp_path):
         app, [*arguments, "--down-seconds", "0.3", "--limit-ms", "60000", "--json", str(file)], catch_exceptions=False
     )
     assert done.exit_code == 0, done.output
-    closed, steady, restart = json.loads(file.read_text())["results"]
+    closed, steady, *outages = json.loads(file.read_text())["results"]
     assert closed["requests_per_s"] > 0
     assert steady["errors"] == {} and steady["p50_ms"] <= steady["p99_ms"] <= steady["p99_9_ms"]
-    assert restart["errors"] and restart["defaults"] == sum(restart["errors"].values())
-    assert all("ConnectionError" in kind or "Timeout" in kind for kind in restart["errors"])
-    assert restart["redis_away_s"] >= 0.3
-    assert 0 < restart["first_good_answer_s_after_kill"]
-    assert restart["requests"] == steady["requests"]
+    assert [outage["name"] for outage in outages] == ["restart", "freeze"]
+    for outage in outages:
+        assert outage["errors"] and outage["defaults"] == sum(outage["errors"].values())
+        assert all("ConnectionError" in kind or "Timeout" in kind for kind in outage["errors"])
+        assert outage["redis_away_s"] >= 0.3
+        assert 0 < outage["first_good_answer_s_after_begin"]
+        assert outage["requests"] == steady["requests"]
