@@ -160,27 +160,42 @@ def test_the_inside_has_no_way_out(compose: str) -> None:
     assert json.loads(result.stdout)["networks"]["inside"]["internal"] is True
 
 
-def test_the_materialize_loop_is_a_valid_script(services: dict[str, Any], tmp_path: Path) -> None:
-    """Runs one round of the very script with stand-ins for ray, feast and sleep."""
-    shell, options, script = services["materialize"]["command"]
-    for name, body in {
-        "ray": 'echo "ray $*" >> calls',
-        "feast": 'echo "feast $*" >> calls',
-        "sleep": 'echo "sleep $*" >> calls; exit 7',
-    }.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+@pytest.fixture
+def stand_ins(tmp_path: Path) -> Path:
+    """A folder with commands that write down how they were called: ray, feast and sleep."""
+    for name, end in {"ray": "", "feast": "", "sleep": "exit 7"}.items():
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "{name} $*" >> calls\n{end}\n')
         (tmp_path / name).chmod(0o755)
-    script = script.replace("$$", "$").replace("/tmp/materialized", str(tmp_path / "materialized"))
-    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run([shell, options, script], cwd=tmp_path, env=environment, check=False, timeout=30)
-    assert done.returncode == 7  # a failing command ends the container, which is started again
-    calls = (tmp_path / "calls").read_text().splitlines()
-    assert calls[0] == "ray start --address=ray-head:6380 --num-cpus=0"
+    return tmp_path
+
+
+def run_in(folder: Path, service: dict[str, Any], *command: str) -> tuple[int, list[str]]:
+    """Run a command, else the service's own, as its container would; return its exit code and the calls."""
+    words = [word.replace("$$", "$") for word in [*service["entrypoint"], *(command or service["command"])]]
+    words = [word.replace("/tmp/materialized", str(folder / "materialized")) for word in words]
+    environment = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(words, cwd=folder, env=environment, check=False, timeout=30)
+    return done.returncode, (folder / "calls").read_text().splitlines()
+
+
+JOIN = "ray start --address=ray-head:6380 --num-cpus=0"
+
+
+def test_the_materialize_loop_is_a_valid_script(services: dict[str, Any], stand_ins: Path) -> None:
+    """Runs one round of the very script."""
+    code, calls = run_in(stand_ins, services["materialize"])
+    assert code == 7  # a failing command ends the container, which is started again
+    assert calls[0] == JOIN
     assert re.fullmatch(
         r"feast -f feature_store.prod.yaml materialize-incremental \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", calls[1]
     )
     assert calls[2] == "sleep 86400"
-    assert (tmp_path / "materialized").exists()
+    assert (stand_ins / "materialized").exists()
+
+
+def test_any_command_is_run_on_the_cluster(services: dict[str, Any], stand_ins: Path) -> None:
+    feast = ("feast", "-f", "feature_store.prod.yaml", "materialize", "START", "END", "-v", "a view")
+    assert run_in(stand_ins, services["materialize"], *feast) == (0, [JOIN, " ".join(feast)])
 
 
 def hadolint(file: Path) -> subprocess.CompletedProcess[str]:
@@ -221,7 +236,7 @@ def test_every_target_of_the_dockerfile_runs_as_nobody_special() -> None:
 
 def test_no_password_is_in_a_command_line(services: dict[str, Any]) -> None:
     for service in services.values():
-        visible = json.dumps([service.get("command"), service["healthcheck"]])
+        visible = json.dumps([service.get("entrypoint"), service.get("command"), service["healthcheck"]])
         assert not any(password in visible for password in PASSWORDS.values())
 
 
