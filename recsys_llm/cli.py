@@ -12,7 +12,7 @@ from rich.console import Console
 
 import recsys_llm
 from recsys_llm import logs
-from recsys_llm.cli_options import Device, JsonFile, Repository, Resume, parse_time
+from recsys_llm.cli_options import Device, JsonFile, Repository, Resume, StoreFile, feast_command, parse_time
 from recsys_llm.commands import bench_cli, evaluate_cli, metrics_cli, migrate_cli, operations_cli, seqgan_cli, text_cli
 from recsys_llm.errors import ConfigError, DataError, RecsysLLMError
 from recsys_llm.timestamps import now
@@ -76,6 +76,7 @@ def train(
     model: Annotated[str, typer.Argument(help="A name under sequence_models in recsys_llm.yaml.")],
     until: Annotated[str, typer.Option(help="Train on events strictly before this time (ISO 8601, UTC).")],
     repository: Repository = Path("."),
+    store_file: StoreFile = None,
     device: Device = "auto",
     overwrite: seqgan_cli.Overwrite = False,
     resume: Resume = True,
@@ -92,6 +93,7 @@ def train(
             repository,
             model,
             until=parse_time(until),
+            config_file=store_file,
             overwrite=overwrite,
             resume=resume,
             device=device,
@@ -107,6 +109,7 @@ def plan(
     start: Annotated[str, typer.Option(help="As for feast materialize (ISO 8601, UTC).")],
     end: Annotated[Optional[str], typer.Option(help="As for feast materialize; by default now.")] = None,  # noqa: UP045
     repository: Repository = Path("."),
+    store_file: StoreFile = None,
     json_file: JsonFile = None,
 ) -> None:
     """Say what `feast materialize START END` would compute, without computing it.
@@ -116,7 +119,8 @@ def plan(
     from recsys_llm.bench.report import write_report
     from recsys_llm.commands.plan import plan_view
 
-    summary = plan_view(repository, view, start=parse_time(start), end=parse_time(end) if end else now())
+    until = parse_time(end) if end else now()
+    summary = plan_view(repository, view, start=parse_time(start), end=until, config_file=store_file)
     counts = {"rows_due": summary.due, "rows_to_compute": summary.computed, "rows_skipped": summary.skipped}
     typer.echo(
         f"{view}: {summary.computed:,} of {summary.due:,} rows to compute, {summary.skipped:,} up to date; "
@@ -130,6 +134,7 @@ def plan(
 def rebuild(
     view: Annotated[str, typer.Argument(help="A feature view that recsys_llm computes.")],
     repository: Repository = Path("."),
+    store_file: StoreFile = None,
 ) -> None:
     """Let the next materialisation of VIEW publish all stored rows again, and compute those that were lost.
 
@@ -139,8 +144,9 @@ def rebuild(
     """
     from recsys_llm.commands.views import rebuild_view
 
-    rebuild_view(repository, view)
-    typer.echo(f"{view}: will be rebuilt; next: feast -c {repository} materialize START END -v {view}")
+    rebuild_view(repository, view, config_file=store_file)
+    feast = feast_command(repository, store_file)
+    typer.echo(f"{view}: will be rebuilt; next: {feast} materialize START END -v {view}")
 
 
 @app.command()
@@ -149,7 +155,7 @@ def explain(
     key: Annotated[str, typer.Argument(help="A user's or an item's id.")],
     at: Annotated[Optional[str], typer.Option(help="Take the row that was valid then (ISO 8601, UTC).")] = None,  # noqa: UP045
     repository: Repository = Path("."),
-    store_file: migrate_cli.StoreFile = None,
+    store_file: StoreFile = None,
     json_file: JsonFile = None,
 ) -> None:
     """Say what a key's row is: its text, time, model and part, and whether the online store holds it.
@@ -170,7 +176,7 @@ def export_serving(
     service: Annotated[str, typer.Argument(help="A feature service.")],
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
     repository: Repository = Path("."),
-    store_file: migrate_cli.StoreFile = None,
+    store_file: StoreFile = None,
 ) -> None:
     """Write what LookupClient needs to read SERVICE from Redis or sqlite without Feast; no password is in it.
 

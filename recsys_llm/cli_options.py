@@ -14,9 +14,24 @@ from recsys_llm.timestamps import as_utc, now
 Repository = Annotated[
     Path, typer.Option("--repository", "-C", help="The feature repository.", exists=True, file_okay=False)
 ]
+StoreFile = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--feature-store-yaml", "-f", help="As for feast, such as feature_store.prod.yaml."),
+]
 JsonFile = Annotated[Optional[Path], typer.Option("--json", help="Also write the figures to this file.")]  # noqa: UP045
 Resume = Annotated[bool, typer.Option("--resume/--restart", help="Go on where a stopped run of the same settings was.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+def feast_command(repository: Path, store_file: str | None) -> str:
+    """Return how a shell starts ``feast`` on a repository.
+
+    Examples
+    --------
+    >>> feast_command(Path("my_features"), "feature_store.prod.yaml")
+    'feast -c my_features -f my_features/feature_store.prod.yaml'
+    """
+    return f"feast -c {repository}" + ("" if store_file is None else f" -f {repository / store_file}")
 
 
 def parse_time(text: str) -> datetime:

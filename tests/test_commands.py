@@ -123,3 +123,25 @@ def test_plan_and_rebuild_of_a_repository(tmp_path, data, capsys):
     assert "1 recovered" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="did you mean 'user_stats'"):
         plan_view(repository, "user_stat", start=START, end=now())
+
+
+def test_every_command_reads_the_registry_of_the_file_that_is_named(tmp_path, data):
+    repository = make_repository(tmp_path / "repo", data)
+    materialize(repository, "user_stats", end=now())
+    (repository / "feature_store.yaml").rename(repository / "feature_store.prod.yaml")
+    where = ["-C", str(repository)]
+    commands = {
+        ("plan", "user_stats", "--start", "2020-01-01"): (0, "0 of 1 rows to compute"),
+        ("compact", "user_stats"): (0, "user_stats: 1 parts are now 1"),
+        ("repair", "user_stats"): (0, "published the newest of 1 stored rows"),
+        ("explain", "user_stats", "u1"): (0, "user_stats"),
+        ("forget", "--user", "u1"): (1, "1 rows"),
+        ("rebuild", "user_stats"): (0, f"feast -c {repository} -f {repository}/feature_store.prod.yaml materialize"),
+        ("train", "seqgan_v1", "--until", "2025-01-01"): (2, "run `feast materialize START END -v item_text_embedding"),
+        ("doctor",): (1, "user_stats"),
+    }
+    for command, (code, said) in commands.items():
+        without = run_main(*command, *where)
+        assert without.returncode == 2 and "feature_store.yaml: not found" in without.stderr, (command, without)
+        done = run_main(*command, *where, "-f", "feature_store.prod.yaml")
+        assert (done.returncode, said in done.stdout + done.stderr) == (code, True), (command, done)

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from recsys_llm.cli_options import Repository
-from recsys_llm.commands.migrate_cli import StoreFile
+from recsys_llm.cli_options import Repository, StoreFile
 from recsys_llm.timestamps import as_utc
 
 app = typer.Typer(help="Metrics for Prometheus.", no_args_is_help=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from recsys_llm.cli_options import JsonFile, Repository
+from recsys_llm.cli_options import JsonFile, Repository, StoreFile
 from recsys_llm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,10 +23,6 @@ NewVersion = Annotated[str, typer.Argument(help="The view that takes its place: 
 With = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--with", metavar="VIEW=NEW_VERSION", help="Another view to move at the same time; may be repeated."),
-]
-StoreFile = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--feature-store-yaml", "-f", help="As for feast, such as feature_store.prod.yaml."),
 ]
 
 

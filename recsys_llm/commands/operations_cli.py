@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from recsys_llm.cli_options import JsonFile, Repository
-from recsys_llm.commands.migrate_cli import StoreFile
+from recsys_llm.cli_options import JsonFile, Repository, StoreFile
 
 app = typer.Typer()
 
@@ -34,6 +33,7 @@ def compact(
     view: Annotated[str, typer.Argument(help="A feature view that recsys_llm computes.")],
     rows: Annotated[int, typer.Option(help="Rows of a merged part, about.", min=1)] = 1_000_000,
     repository: Repository = Path("."),
+    store_file: StoreFile = None,
 ) -> None:
     """Merge the small parts of VIEW; its rows, and so its history, stay what they are.
 
@@ -41,7 +41,7 @@ def compact(
     """
     from recsys_llm.commands.operations.repairing import compact_view
 
-    done = compact_view(repository, view, rows_per_part=rows)
+    done = compact_view(repository, view, rows_per_part=rows, config_file=store_file)
     typer.echo(f"{view}: {done.parts_before:,} parts are now {done.parts_after:,}; {done.rows:,} rows were rewritten")
 
 

@@ -11,7 +11,9 @@ from recsys_llm.errors import ConfigError
 from recsys_llm.producers import ProducerTag, Summary, open_ledger, open_producer, plan
 
 
-def plan_view(repository: Path, view: str, *, start: datetime, end: datetime) -> Summary:
+def plan_view(
+    repository: Path, view: str, *, start: datetime, end: datetime, config_file: str | None = None
+) -> Summary:
     """Count the rows of ``view`` stamped in (start, end] that are not computed yet, and their tokens.
 
     Raises
@@ -20,7 +22,7 @@ def plan_view(repository: Path, view: str, *, start: datetime, end: datetime) ->
         There is no such view, or recsys_llm doesn't compute it.
     """
     config = load_config(repository)
-    tag = ProducerTag.of(view, feature_view(repository, view).tags)
+    tag = ProducerTag.of(view, feature_view(repository, view, config_file=config_file).tags)
     if tag is None:
         raise ConfigError(f"view {view}: carries no recsys_llm tag, so Feast itself materialises it")
     ledger = open_ledger(config)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from recsys_llm.cli_options import Device, Repository, Resume, parse_time
+from recsys_llm.cli_options import Device, Repository, Resume, StoreFile, feast_command, parse_time
 
 app = typer.Typer(help="Sequence models over all of a history.", no_args_is_help=True)
 
@@ -27,6 +27,7 @@ def backfill(
     slices: Annotated[int, typer.Option(min=2, help="Models to train.")],
     until: Annotated[str, typer.Option(help="The last model's events are strictly before this time (ISO 8601, UTC).")],
     repository: Repository = Path("."),
+    store_file: StoreFile = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     resume: Resume = True,
@@ -53,6 +54,7 @@ def backfill(
             model,
             slices=slices,
             until=parse_time(until),
+            config_file=store_file,
             overwrite=overwrite,
             resume=resume,
             device=device,
@@ -63,4 +65,5 @@ def backfill(
         typer.echo(f"{checkpoint.trained_until.isoformat()}  validation NDCG@10: {scores}")
     # Before the first cut-off: the rows stamped at it are among those to come, and an interval leaves out its start.
     first = models.checkpoints[0].trained_until - timedelta(seconds=1)
-    typer.echo(f"next: feast -c {repository} materialize {first:%Y-%m-%dT%H:%M:%S} END, with the model's views")
+    feast = feast_command(repository, store_file)
+    typer.echo(f"next: {feast} materialize {first:%Y-%m-%dT%H:%M:%S} END, with the model's views")

@@ -8,7 +8,7 @@ from typing import Annotated, Optional, cast
 import typer
 from rich.console import Console
 
-from recsys_llm.cli_options import Device, JsonFile, Repository, Resume, parse_time
+from recsys_llm.cli_options import Device, JsonFile, Repository, Resume, StoreFile, parse_time
 
 app = typer.Typer(help="Train and shrink text encoders on a repository's own data.", no_args_is_help=True)
 
@@ -186,6 +186,7 @@ def compress(
     until: Until,
     out: Annotated[Path, typer.Option("--out", help="Directory of the transform; an older one there is replaced.")],
     repository: Repository = Path("."),
+    store_file: StoreFile = None,
     end: Annotated[Optional[str], typer.Option(help="Measure on events before this time; by default now.")] = None,  # noqa: UP045
     choose: Annotated[
         Optional[str],  # noqa: UP045
@@ -214,6 +215,7 @@ def compress(
             model,
             until=parse_time(until),
             out=out,
+            config_file=store_file,
             end=parse_time(end) if end else None,
             choose=choose,
             keep=keep,
@@ -222,6 +224,6 @@ def compress(
             device=device,
             progress=progress,
         )
-    show_compression(found, repository, Console())
+    show_compression(found, repository, Console(), store_file)
     if json_file is not None:
         write_report(json_file, compression_report(found))

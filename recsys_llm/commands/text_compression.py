@@ -90,6 +90,7 @@ def compress_encoder(
     *,
     until: datetime,
     out: Path,
+    config_file: str | None = None,
     end: datetime | None = None,
     choose: str | None = None,
     keep: float = 0.97,
@@ -108,6 +109,8 @@ def compress_encoder(
         Events before it count; by default all until now.
     out
         Directory for the transform.
+    config_file
+        As for :func:`recsys_llm.retrieval.open_store`; the registry there knows the encoder's views.
     choose
         Name of a candidate; None: the smallest that keeps enough.
     keep
@@ -134,7 +137,7 @@ def compress_encoder(
     check_target(out)
     encoder = load_encoder(settings, config, device=device)
     _check_cutoff(encoder, name, until)
-    store = open_store(repository)
+    store = open_store(repository, config_file=config_file)
     registered = sorted(store.list_feature_views(), key=lambda view: str(view.name))  # the registry has no order
     views = tuple(view for view in registered if _is_of(view, name))
     vectors = catalogue_vectors(config, settings, encoder, views, until=until, end=end, progress=progress)

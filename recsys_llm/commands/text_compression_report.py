@@ -14,6 +14,7 @@ from rich.table import Table
 
 from recsys_llm.bench.report import report
 from recsys_llm.bootstrap import Interval
+from recsys_llm.cli_options import feast_command
 from recsys_llm.commands.migration.moves import view_snippet
 from recsys_llm.commands.repository import path_in
 from recsys_llm.commands.steps import progress_bar
@@ -62,7 +63,7 @@ def compression_table(found: Compression) -> Table:
     return table
 
 
-def show_compression(found: Compression, repository: Path, console: Console) -> None:
+def show_compression(found: Compression, repository: Path, console: Console, store_file: str | None = None) -> None:
     """Print the table, the choice, and what makes a new view version of it."""
     sources = found.sources
     where = "encoded" if sources["vectors"] == "encoded" else f"of {sources['vectors']}"
@@ -84,10 +85,10 @@ def show_compression(found: Compression, repository: Path, console: Console) -> 
         console.print(f"chosen: {found.chosen.name}; nothing smaller was asked for or keeps {found.keep:.0%} of both")
         return
     console.print(f"chosen: {found.chosen.name}, saved in {found.directory}", highlight=False, soft_wrap=True)
-    console.print(snippet(found, repository), markup=False, highlight=False, soft_wrap=True)
+    console.print(snippet(found, repository, store_file), markup=False, highlight=False, soft_wrap=True)
 
 
-def snippet(found: Compression, repository: Path) -> str:
+def snippet(found: Compression, repository: Path, store_file: str | None = None) -> str:
     """Return what the feature repository needs for the choice: an encoder, and a new version of each of its views."""
     assert found.directory is not None  # only a transform needs an encoder of its own
     stored = found.chosen.transform.stored
@@ -104,9 +105,11 @@ def snippet(found: Compression, repository: Path) -> str:
         return "\n".join(parts)
     (old, new), *others = names.items()
     also = "".join(f" --with {view}={version}" for view, version in others)
+    feast = feast_command(repository, store_file)
+    where = f"-C {repository}" + ("" if store_file is None else f" -f {store_file}")
     parts.append(
-        f"# then\nfeast -c {repository} apply\nrecsys-llm migrate backfill {old} {new}{also} -C {repository}\n"
-        f"recsys-llm migrate cutover {old} {new}{also} -C {repository}\n"
+        f"# then\n{feast} apply\nrecsys-llm migrate backfill {old} {new}{also} {where}\n"
+        f"recsys-llm migrate cutover {old} {new}{also} {where}\n"
     )
     return "\n".join(parts)
 

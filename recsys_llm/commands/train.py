@@ -35,6 +35,7 @@ def train_sequence_model(
     name: str,
     *,
     until: datetime,
+    config_file: str | None = None,
     settings: SeqGANConfig | None = None,
     overwrite: bool = False,
     resume: bool = True,
@@ -47,6 +48,8 @@ def train_sequence_model(
 
     Parameters
     ----------
+    config_file
+        As for :func:`recsys_llm.retrieval.open_store`; the registry there knows the view of item vectors.
     settings
         None: those of ``training`` in recsys_llm.yaml.
     resume
@@ -64,7 +67,7 @@ def train_sequence_model(
     TrainingError
         There is nothing to train on, or the loss is no longer finite.
     """
-    task = _Task.of(repository, name, until, settings, overwrite=overwrite)
+    task = _Task.of(repository, name, until, settings, config_file=config_file, overwrite=overwrite)
     return task.train(until, task.target, resume=resume, device=device, progress=progress)
 
 
@@ -74,6 +77,7 @@ def train_slices(
     *,
     slices: int,
     until: datetime,
+    config_file: str | None = None,
     settings: SeqGANConfig | None = None,
     overwrite: bool = False,
     resume: bool = True,
@@ -92,7 +96,7 @@ def train_slices(
         2 or more models.
     progress
         Called with each model's place and all training cut-offs; returns what to call after its gradient steps.
-    settings, overwrite, resume
+    config_file, settings, overwrite, resume
         As for :func:`train_sequence_model`.
 
     Raises
@@ -102,7 +106,7 @@ def train_slices(
     CheckpointError, DataError, TrainingError
         As for :func:`train_sequence_model`.
     """
-    task = _Task.of(repository, name, until, settings, overwrite=overwrite)
+    task = _Task.of(repository, name, until, settings, config_file=config_file, overwrite=overwrite)
     times = task.event_times()
     cuts = [*task.cuts(times, slices), until]
     building = task.target.with_name(f"{task.target.name}.slices")
@@ -133,10 +137,18 @@ class _Task:
     settings: SeqGANConfig
     until: datetime
     target: Path
+    config_file: str | None
 
     @classmethod
     def of(
-        cls, repository: Path, name: str, until: datetime, settings: SeqGANConfig | None, *, overwrite: bool
+        cls,
+        repository: Path,
+        name: str,
+        until: datetime,
+        settings: SeqGANConfig | None,
+        *,
+        config_file: str | None,
+        overwrite: bool,
     ) -> _Task:
         config = load_config(repository)
         if name not in config.sequence_models:
@@ -155,7 +167,8 @@ class _Task:
             )
         if not is_replaceable(target):
             raise ConfigError(f"{target}: exists and is no model; name another directory under 'checkpoint'")
-        return cls(config, model, settings or SeqGANConfig.of(model.training, where=name), until, target)
+        settings = settings or SeqGANConfig.of(model.training, where=name)
+        return cls(config, model, settings, until, target, config_file)
 
     def event_times(self) -> Ints:
         """Return the times of all events before ``until``, ascending, in microseconds since the epoch."""
@@ -210,5 +223,5 @@ class _Task:
     def _vectors(self, until: datetime) -> ItemVectors | None:
         if self.model.item_vectors is None:
             return None
-        view = feature_view(self.config.root, self.model.item_vectors)
+        view = feature_view(self.config.root, self.model.item_vectors, config_file=self.config_file)
         return item_vectors(parts_directory(view), view.name, before=until)

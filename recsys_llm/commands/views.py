@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from feast import FeatureView
 
 
-def feature_view(repository: Path, name: str) -> FeatureView:
+def feature_view(repository: Path, name: str, *, config_file: str | None = None) -> FeatureView:
     """Return a view of the registry.
 
     Raises
@@ -22,10 +22,10 @@ def feature_view(repository: Path, name: str) -> FeatureView:
     ConfigError
         There is no such view.
     """
-    return known_view(open_store(repository), name)
+    return known_view(open_store(repository, config_file=config_file), name)
 
 
-def rebuild_view(repository: Path, name: str) -> None:
+def rebuild_view(repository: Path, name: str, *, config_file: str | None = None) -> None:
     """Make the next materialisation of a view read its parts anew, publish them, and compute what was lost.
 
     Raises
@@ -35,7 +35,7 @@ def rebuild_view(repository: Path, name: str) -> None:
     LedgerError
         The view is being materialised.
     """
-    feature_view(repository, name)
+    feature_view(repository, name, config_file=config_file)
     ledger = open_ledger(load_config(repository))
     try:
         with ledger.lock(name):
