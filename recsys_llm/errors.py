@@ -4,7 +4,7 @@
 
     RecsysLLMError
     ├── UnsafeRegistryError   a registry row would run code when it is read
-    ├── RegistryError         the registry's tables are not those of this Feast, or it lacks the project
+    ├── RegistryError         the registry can't be opened, has not the tables of this Feast, or lacks the project
     ├── ConfigError           recsys_llm.yaml or a feature view's tag: unknown key, value out of range
     ├── DataError             the user's data
     │   ├── SchemaError       a column is missing or has another type
@@ -43,7 +43,7 @@ class UnsafeRegistryError(RecsysLLMError):
 
 
 class RegistryError(RecsysLLMError):
-    """The registry lacks tables, columns or the project, and nothing was made."""
+    """The registry can't be opened, or lacks tables, columns or the project; nothing was made."""
 
 
 class ConfigError(RecsysLLMError):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -15,9 +14,10 @@ from typing import Any
 from rich.console import Console
 from rich.logging import RichHandler
 
+from recsys_llm.passwords import without_passwords
+
 NAME = "recsys_llm"
 
-_PASSWORD = re.compile(r"(\w[\w+.-]*://[^\s:/@]*:)\S+(@)|((?:password|passwd|pwd)\s*=\s*)[^\s,;&\"']+", re.IGNORECASE)
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """Attributes that every record has; the others are fields that the caller gave as ``extra``."""
 
@@ -70,19 +70,6 @@ class HumanFormatter(logging.Formatter):
         """Return the line; passwords in URLs are left out."""
         fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
         return without_passwords(f"{super().format(record)} {fields}".rstrip())
-
-
-def without_passwords(text: str) -> str:
-    """Return ``text`` with the passwords of URLs replaced.
-
-    Examples
-    --------
-    >>> without_passwords("postgresql+psycopg://me:se@cret@db/shop is down")
-    'postgresql+psycopg://me:***@db/shop is down'
-    >>> without_passwords("cache:6379,password=se/cret,ssl=true")
-    'cache:6379,password=***,ssl=true'
-    """
-    return _PASSWORD.sub(lambda found: f"{found[1] or found[3]}***{found[2] or ''}", text)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from recsys_llm.errors import UnsafeRegistryError
+from recsys_llm.errors import ConfigError, RegistryError, UnsafeRegistryError
+from recsys_llm.passwords import database_url, first_line, hide_in_feast
 from recsys_llm.registry_schema import VERIFY, check_schema
 from recsys_llm.schema import NAME_PATTERN, TAG
 
@@ -48,8 +49,10 @@ def check_rows(engine: sa.Engine) -> None:
 def guard_registries() -> None:
     """Let Feast's SQL registry check its rows before it reads them, in this process, from now on.
 
-    Feast has no place to hang this on: `feast materialize` reads all views before it calls the compute engine.
+    Feast has no place to hang this on: `feast materialize` reads all views before it calls the compute engine. Its
+    configuration shows no password of the registry from then on.
     """
+    hide_in_feast()
     from feast.infra.registry.sql import SqlRegistry
 
     if getattr(SqlRegistry, "_recsys_llm_guarded", False):
@@ -70,13 +73,28 @@ def _checked_first(method: Callable[..., Any], check: Callable[..., None]) -> Ca
 
 
 def _when_opened(registry: Any, registry_config: Any, project: str, *_arguments: Any, **_options: Any) -> None:
-    engine = sa.create_engine(registry_config.path, poolclass=sa.NullPool)
+    engine = _engine(registry_config.path)
+    if registry_config.read_path is not None:
+        database_url(registry_config.read_path, name="registry: read_path")
     try:
         if registry_config.schema_mode == VERIFY:
             check_schema(engine, project)
         check_rows(engine)
+    except sa.exc.OperationalError as error:
+        where = engine.url.render_as_string(hide_password=True)
+        raise RegistryError(
+            f"registry {where}: {first_line(error)}; check that it is up, and 'registry' in feature_store.yaml"
+        ) from None
     finally:
         engine.dispose()
+
+
+def _engine(path: str) -> sa.Engine:
+    url = database_url(path, name="registry: path")
+    try:
+        return sa.create_engine(url, poolclass=sa.NullPool)
+    except (sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
+        raise ConfigError(f"registry: {error}; install the driver of this database") from None
 
 
 def _when_read(registry: Any, *_arguments: Any, **_options: Any) -> None:

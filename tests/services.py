@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import psycopg
 import redis
@@ -71,7 +72,7 @@ def redis_server(
             network = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
             process = _spawn([*(command or ours), *network, *options], folder, signal.SIGTERM, environment=environment)
             stack.callback(_stop, process, signal.SIGTERM)
-            credentials = f":{password}@" if password else ""
+            credentials = f":{quote(password, safe='')}@" if password else ""
             return Server(f"redis://{credentials}127.0.0.1:{port}/0", port, process, folder)
 
         def answers(server: Server) -> bool:

@@ -14,7 +14,7 @@ import recsys_llm
 PACKAGE = Path(recsys_llm.__file__).parent
 
 BASE = {"errors", "files", "schema", "timestamps", "config", "bootstrap", "storage", "training_state", "registry_guard"}
-BASE |= {"metrics", "logs", "registry_schema"}
+BASE |= {"metrics", "logs", "passwords", "registry_schema"}
 WRITE = {"sources", "text", "seqgan", "producers", "engine"}
 READ = {"retrieval", "ranking"}
 TOP = {"streaming", "commands", "bench", "cli", "cli_options"}
@@ -23,14 +23,15 @@ ALLOWED = {
     "errors": set(),
     "files": set(),
     "metrics": set(),
-    "logs": set(),
+    "logs": {"passwords"},
+    "passwords": {"errors"},
     "schema": set(),
     "timestamps": {"errors"},
-    "config": {"errors", "schema", "timestamps"},
+    "config": {"errors", "passwords", "schema", "timestamps"},
     "bootstrap": {"errors"},
     "storage": {"errors", "schema"},
     "training_state": {"errors", "files"},
-    "registry_guard": {"errors", "schema", "registry_schema"},
+    "registry_guard": {"errors", "passwords", "schema", "registry_schema"},
     "registry_schema": {"errors"},
     "stores": BASE,
     "sources": BASE,

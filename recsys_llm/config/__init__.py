@@ -1,6 +1,6 @@
 """``recsys_llm.yaml``, read and checked."""
 
-from recsys_llm.config.file import FILE_NAME, absolute_sqlite_url, load_config
+from recsys_llm.config.file import FILE_NAME, absolute_sqlite_url, load_config, yaml_problem
 from recsys_llm.config.sections import (
     Config,
     InteractionsConfig,
@@ -34,4 +34,5 @@ __all__ = [
     "UsersConfig",
     "absolute_sqlite_url",
     "load_config",
+    "yaml_problem",
 ]

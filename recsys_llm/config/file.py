@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from recsys_llm.config.sections import Config
 from recsys_llm.errors import ConfigError, did_you_mean
+from recsys_llm.passwords import without_passwords
 
 FILE_NAME = "recsys_llm.yaml"
 
@@ -35,7 +36,7 @@ def load_config(repository: Path | str) -> Config:
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not valid YAML: {error}") from None
+        raise ConfigError(f"{file}: not valid YAML: {yaml_problem(error)}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: expected a mapping with the key 'sources', found {type(raw).__name__}")
     if "root" in raw:
@@ -45,6 +46,22 @@ def load_config(repository: Path | str) -> Config:
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(file, raw, problem) for problem in error.errors())) from None
     return config.model_copy(update={"ledger": absolute_sqlite_url(config.ledger, root)})
+
+
+def yaml_problem(error: yaml.YAMLError) -> str:
+    """Return what is wrong and where, without the line itself: it may hold a password.
+
+    Examples
+    --------
+    >>> try:
+    ...     yaml.safe_load("ledger: @secret")
+    ... except yaml.YAMLError as error:
+    ...     yaml_problem(error)
+    "line 1, column 9: found character '@' that cannot start any token"
+    """
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return type(error).__name__
+    return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
 
 
 def absolute_sqlite_url(url: str, root: Path) -> str:
@@ -91,7 +108,11 @@ def _explain(file: Path, raw: Any, problem: Any) -> str:
         return f"{file}: key {key!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
     found = problem["input"]
-    shown = "" if isinstance(found, dict | BaseModel) or problem["type"] == "value_error" else f", found {found!r}"
+    shown = (
+        ""
+        if isinstance(found, dict | BaseModel) or problem["type"] == "value_error"
+        else f", found {without_passwords(repr(found))}"
+    )
     return f"{file}: {key}: {message}{shown}"
 
 

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
 
-from recsys_llm.errors import FingerprintError, LedgerError
+from recsys_llm.errors import ConfigError, FingerprintError, LedgerError
+from recsys_llm.passwords import database_url, first_line
 from recsys_llm.producers.locks import advisory_lock, file_lock
 from recsys_llm.schema import CONTENT_HASH, EVENT_TIMESTAMP
 
@@ -76,9 +77,12 @@ class Ledger:
     """
 
     def __init__(self, url: str, *, lock_directory: Path) -> None:
-        self._url = sa.make_url(url)
+        self._url = database_url(url, name="ledger")
         self._lock_directory = lock_directory
-        self._engine = sa.create_engine(self._url)
+        try:
+            self._engine = sa.create_engine(self._url)
+        except (sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
+            raise ConfigError(f"ledger: {error}; install the driver of this database") from None
         if self._url.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _overwrite_deleted)
         self._holders: dict[str, sa.Connection] = {}
@@ -87,7 +91,11 @@ class Ledger:
         """Create the tables where they are missing, and return self."""
         if self._url.get_backend_name() == "sqlite" and self._url.database:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
-        _METADATA.create_all(self._engine)
+        try:
+            _METADATA.create_all(self._engine)
+        except sa.exc.OperationalError as error:
+            where = self._url.render_as_string(hide_password=True)
+            raise LedgerError(f"ledger {where}: {first_line(error)}; check 'ledger' in recsys_llm.yaml") from None
         return self
 
     def close(self) -> None:

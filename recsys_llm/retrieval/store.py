@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from recsys_llm.config import absolute_sqlite_url
+from recsys_llm.config import absolute_sqlite_url, yaml_problem
 from recsys_llm.errors import ConfigError, did_you_mean
+from recsys_llm.passwords import without_passwords
 from recsys_llm.registry_guard import guard_registries
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def open_store(repository: Path | str, *, config_file: str | None = None) -> fea
         The registry holds a row that would run code.
     """
     import feast
+    import yaml
     from feast.repo_config import FeastConfigError, load_repo_config
     from feast.utils import get_default_yaml_file_path
 
@@ -43,12 +45,23 @@ def open_store(repository: Path | str, *, config_file: str | None = None) -> fea
         raise ConfigError(f"{file}: not found; run `recsys-llm init {root}` to make a feature repository")
     try:
         config = load_repo_config(root, file)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not valid YAML: {yaml_problem(error)}") from None
     except FeastConfigError as error:
-        raise ConfigError(f"{file}: {error}") from None
+        raise ConfigError(f"{file}: {_problems(error)}") from None
     guard_registries()
     if isinstance(config.registry.path, str):
         config.registry.path = absolute_sqlite_url(config.registry.path, root)
     return feast.FeatureStore(repo_path=str(root), config=config)
+
+
+def _problems(error: Any) -> str:
+    """Return what Feast's configuration lacks or has wrong, without the values: one of them may hold a password."""
+    found = error._error_message  # pydantic's ValidationError
+    if not hasattr(found, "errors"):
+        return without_passwords(str(error))
+    listed = found.errors(include_input=False, include_url=False)
+    return "; ".join(f"{'.'.join(map(str, one['loc'])) or '(top level)'}: {one['msg']}" for one in listed)
 
 
 def known_view(store: feast.FeatureStore, name: str) -> feast.FeatureView:

@@ -21,9 +21,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from recsys_llm.errors import ConfigError, DataError, RecsysLLMError, RowError, SchemaError
+from recsys_llm.passwords import database_url, first_line
 from recsys_llm.sources.base import BATCH_ROWS, Predicate, rechunk, require_columns, require_timestamp
 from recsys_llm.sources.iso_text import SQL_FUNCTION, IsoTextReader
 from recsys_llm.sources.keyset import NULLS_LAST, KeyGroups, after
@@ -80,15 +81,11 @@ class SqlSource:
     """
 
     def __init__(self, url: str, query: str, *, timestamp: str, name: str) -> None:
+        self._url = database_url(url, name=f"{name}: 'sql'")
         try:
-            self._url = sa.make_url(url)
             self._dialect = self._url.get_dialect().name
-        except NoSuchModuleError as error:  # an ArgumentError too, so it comes first
+        except NoSuchModuleError as error:
             raise ConfigError(f"{name}: {error}; install the SQLAlchemy dialect of this database") from None
-        except ArgumentError:
-            raise ConfigError(
-                f"{name}: 'sql' is no SQLAlchemy URL; expected a form like postgresql+psycopg://user:password@host/database"
-            ) from None
         self._query = query
         self.timestamp = timestamp
         self.name = f"{name} ({self._url.set(query={}).render_as_string(hide_password=True)})"
@@ -252,7 +249,7 @@ class SqlSource:
             engine.dispose()
 
     def _explained(self, error: SQLAlchemyError, going_on: bool) -> RecsysLLMError:
-        reason = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()[0]
+        reason = first_line(error)
         if "Could not decode to UTF-8" in reason:
             return RowError(f"{self.name}: a text is not valid UTF-8: {reason}; correct the row")
         if isinstance(error, DBAPIError) and (

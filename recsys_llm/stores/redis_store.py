@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,9 @@ from recsys_llm.stores.runs import RunMarkers
 
 _OURS = {"password": "password_env or password_file", "username": "username", "socket_timeout": "timeout_ms"}
 _OURS |= {"socket_connect_timeout": "timeout_ms", "retry": "timeout_ms"}
+
+_PART = re.compile(r"[\w.-]+(:\d{1,5})?|\w+=.*")
+"""Between commas: a host with its port, or a setting."""
 
 _BULK: ContextVar[bool] = ContextVar("recsys_llm_bulk_writes", default=False)
 
@@ -61,10 +65,15 @@ class RedisOnlineStoreConfig(FeastRedisOnlineStoreConfig):  # type: ignore[misc]
     @field_validator("connection_string")
     @classmethod
     def _no_secret(cls, text: str) -> str:
+        # No ValueError anywhere: pydantic would show the text, and so would redis-py what it can't read.
+        if not all(_PART.fullmatch(part) for part in text.split(",")):
+            raise ConfigError(
+                "online_store: connection_string: expected host:port, and name=value, with commas in between, and no URL; "
+                "a password is named by password_env or password_file"
+            )
         _, parameters = FeastRedisOnlineStore._parse_connection_string(text)
         for name, instead in _OURS.items():
             if name in parameters:
-                # No ValueError: pydantic would show the text.
                 raise ConfigError(f"online_store: connection_string: expected no {name}= in it; use the key {instead}")
         return text
 
