@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from recsys_llm.retrieval.observer import LookupObserver
 from recsys_llm.retrieval.online import OnlineReader
 from recsys_llm.retrieval.online_client import OnlineClient
 from recsys_llm.retrieval.service import Service
-from recsys_llm.retrieval.serving import Manifest, read_manifest
+from recsys_llm.retrieval.serving import PASSWORD_KEYS, Manifest, read_manifest
 
 
 class LookupClient(OnlineClient):
@@ -30,7 +31,8 @@ class LookupClient(OnlineClient):
     manifest
         File that `recsys-llm export-serving` wrote.
     redis_options
-        Of ``redis.Redis``, in place of or beside those in the manifest: the password, which it doesn't hold.
+        Of ``redis.Redis``, in place of or beside those in the manifest: the password, which it doesn't hold. Without
+        one here, it is read where the manifest says: ``password_env`` or ``password_file`` of feature_store.yaml.
     redis
         Instead: a client that is open already, such as one of a cluster.
     now
@@ -139,10 +141,24 @@ def _connect(manifest: Manifest, given: dict[str, Any], file: Path) -> Any:
     options = manifest.store["options"]
     if options is None:
         raise ConfigError(f"{file}: the Redis is a cluster or has sentinels; hand over a client with redis=...")
+    given = {**_named_password(manifest), **given}
     missing = [name for name in manifest.store["secrets"] if name not in given]
     if missing:
         raise ConfigError(
             f"{file}: the Redis needs {', '.join(missing)}, which a manifest never holds; give "
             f"redis_options={{{missing[0]!r}: ...}}"
+            + "".join(
+                f", or put it where {key} says: {manifest.store[key]}" for key in PASSWORD_KEYS if key in manifest.store
+            )
         )
     return Redis(**{**options, **given})
+
+
+def _named_password(manifest: Manifest) -> dict[str, str]:
+    """Return the password from where the store of the repository has it; nothing where that is not here."""
+    variable, file = (manifest.store.get(key) for key in PASSWORD_KEYS)
+    if variable is not None and os.environ.get(variable):
+        return {"password": os.environ[variable]}
+    if file is not None and Path(file).is_file():
+        return {"password": Path(file).read_text(encoding="utf-8").rstrip("\r\n")}
+    return {}

@@ -11,7 +11,7 @@ from feast.infra.online_stores.redis import RedisOnlineStore, RedisType
 from recsys_llm.errors import ServiceError
 from recsys_llm.retrieval.client import FeatureClient
 from recsys_llm.retrieval.feast_layout import is_redis, is_sqlite, redis_layout, sqlite_layout, sqlite_path
-from recsys_llm.retrieval.serving import Manifest, write_manifest
+from recsys_llm.retrieval.serving import PASSWORD_KEYS, Manifest, write_manifest
 
 SECRET_WORDS = ("password", "secret", "token", "credential")
 """Options of a Redis connection whose names hold one of these stay out of the manifest."""
@@ -66,8 +66,13 @@ def _redis(config: feast.RepoConfig) -> dict[str, Any]:
         return {"type": "redis", "options": None, "secrets": []}
     secrets = sorted(name for name in options if any(word in name for word in SECRET_WORDS))
     public = {name: value for name, value in options.items() if name not in secrets}
+    if getattr(online, "username", None) is not None:
+        public["username"] = online.username
+    # Where our own store has its password from; LookupClient looks there too.
+    named = {key: str(getattr(online, key)) for key in PASSWORD_KEYS if getattr(online, key, None) is not None}
     return {
         "type": "redis",
-        "options": {"host": nodes[0]["host"], "port": int(nodes[0]["port"]), **public},
-        "secrets": secrets,
+        "options": {"host": nodes[0]["host"], "port": int(nodes[0].get("port", 6379)), **public},
+        "secrets": sorted({*secrets, *(["password"] if named else [])}),
+        **named,
     }

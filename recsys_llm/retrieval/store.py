@@ -44,11 +44,13 @@ def open_store(repository: Path | str, *, config_file: str | None = None) -> fea
     if not file.is_file():
         raise ConfigError(f"{file}: not found; run `recsys-llm init {root}` to make a feature repository")
     try:
-        config = load_repo_config(root, file)
+        config, problem = load_repo_config(root, file), None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not valid YAML: {yaml_problem(error)}") from None
+        problem = f"not valid YAML: {yaml_problem(error)}"
     except FeastConfigError as error:
-        raise ConfigError(f"{file}: {_problems(error)}") from None
+        problem = _problems(error)
+    if problem is not None:  # here, so that what was caught, and holds the file's values, isn't kept as the context
+        raise ConfigError(f"{file}: {problem}")
     guard_registries()
     if isinstance(config.registry.path, str):
         config.registry.path = absolute_sqlite_url(config.registry.path, root)
@@ -61,7 +63,8 @@ def _problems(error: Any) -> str:
     if not hasattr(found, "errors"):
         return without_passwords(str(error))
     listed = found.errors(include_input=False, include_url=False)
-    return "; ".join(f"{'.'.join(map(str, one['loc'])) or '(top level)'}: {one['msg']}" for one in listed)
+    told = "; ".join(f"{'.'.join(map(str, one['loc'])) or '(top level)'}: {one['msg']}" for one in listed)
+    return without_passwords(told)
 
 
 def known_view(store: feast.FeatureStore, name: str) -> feast.FeatureView:

@@ -68,7 +68,7 @@ class RedisOnlineStoreConfig(FeastRedisOnlineStoreConfig):  # type: ignore[misc]
         # No ValueError anywhere: pydantic would show the text, and so would redis-py what it can't read.
         if not all(_PART.fullmatch(part) for part in text.split(",")):
             raise ConfigError(
-                "online_store: connection_string: expected host:port, and name=value, with commas in between, and no URL; "
+                "online_store: connection_string: expected host:port and name=value with commas in between, no URL; "
                 "a password is named by password_env or password_file"
             )
         _, parameters = FeastRedisOnlineStore._parse_connection_string(text)

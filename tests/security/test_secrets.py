@@ -11,137 +11,41 @@ import shutil
 import socket
 import subprocess
 import sys
-import traceback
-import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
-import pyarrow.parquet as pq
 import pytest
 import redis
 import sqlalchemy as sa
-import yaml
-from click.testing import CliRunner
-from feast.cli.cli import cli as feast_command
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from recsys_llm import schema
 from recsys_llm.commands.metrics_cli import materialized_until
-from recsys_llm.commands.repository import init_repository
 from recsys_llm.config import load_config
 from recsys_llm.engine.ray_worker import worker_config
-from recsys_llm.errors import RecsysLLMError
+from recsys_llm.errors import ConfigError, RecsysLLMError, StoreError
+from recsys_llm.files import read_signed_json, signed_json
 from recsys_llm.metrics import LagCollector
 from recsys_llm.producers import open_ledger
-from recsys_llm.producers.user_statistics import UserStatistics
 from recsys_llm.retrieval import FeatureClient, LookupClient, open_store
 from recsys_llm.sources import open_source
-from recsys_llm.timestamps import now
-from tests.command_line import run_main
+from recsys_llm.stores import RedisOnlineStore
 from tests.security import canary
 from tests.security.canary import hits
+from tests.security.production import ITEMS, PROFILE, Production, production_repository, told
 from tests.services import redis_server
-from tests.workspace import CHEAP_VIEWS, own_modules
+from tests.workspace import CHEAP_VIEWS
 
 pytestmark = pytest.mark.security
-
-PROFILE = "feature_store.prod.yaml"
-ITEMS = ["i00001", "i00002"]
-
-
-@dataclass(frozen=True)
-class Production:
-    """A repository of the production profile, materialised; its addresses are in the environment."""
-
-    repository: Path
-    database: sa.URL
-    address: str
-
-    def feast(self, *arguments: str, level: str = "debug") -> tuple[int, str]:
-        """Run Feast's own command in this process; return its exit code and all that it said, tracebacks too."""
-        logger, root = logging.getLogger(), list(logging.getLogger().handlers)
-        levels = {name: logging.getLogger(name).level for name in logging.root.manager.loggerDict}
-        with own_modules(self.repository):
-            profile = ["-c", str(self.repository), "--log-level", level, "-f", str(self.repository / PROFILE)]
-            done = CliRunner().invoke(feast_command, [*profile, *arguments])
-        logger.handlers = root
-        for name, before in levels.items():
-            logging.getLogger(name).setLevel(before)
-        return done.exit_code, done.output + ("" if done.exception is None else told(done.exception))
-
-    def materialize(self) -> tuple[int, str]:
-        """Run ``feast materialize`` for all time."""
-        views = [part for view in CHEAP_VIEWS for part in ("-v", view)]
-        return self.feast("materialize", "1960-01-01T00:00:00", f"{now():%Y-%m-%dT%H:%M:%S}", *views)
-
-
-def told(error: BaseException) -> str:
-    """Return how an error and those behind it show themselves."""
-    chain: list[BaseException] = []
-    rest: list[BaseException | None] = [error]
-    while rest:
-        one = rest.pop()
-        if one is not None and one not in chain:
-            chain.append(one)
-            rest += [one.__cause__, one.__context__]
-    return "".join(traceback.format_exception(error)) + "".join(f"{one} {one!r} {one.args}" for one in chain)
-
-
-def opened(engines: list[sa.Engine], *arguments: Any, **options: Any) -> sa.Engine:
-    """Make an engine, and take note of it."""
-    engines.append(sa.create_engine(*arguments, **options))
-    return engines[-1]
 
 
 @pytest.fixture(scope="module")
 def production(tmp_path_factory, simulated_data, postgres_url) -> Iterator[Production]:
-    name = f"secrets_{uuid.uuid4().hex[:8]}"
-    admin = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        role = f"create role {name} login password '{canary.POSTGRES}'"
-        connection.execute(sa.text(role.replace(":", r"\:")))
-        connection.execute(sa.text(f"create database {name} owner {name}"))
-    url = sa.make_url(postgres_url).set(database=name, username=name, password=canary.POSTGRES)
-    repository = init_repository(tmp_path_factory.mktemp("secrets") / "feature_repo", data=simulated_data)
-    profile = yaml.safe_load((repository / PROFILE).read_text())
-    profile["batch_engine"]["executor"] = "local"
-    profile["online_store"]["timeout_ms"] = 2_000
-    (repository / PROFILE).write_text(yaml.safe_dump(profile))
-    settings = yaml.safe_load((repository / "recsys_llm.yaml").read_text())
-    warehouse = sa.create_engine(url, poolclass=sa.NullPool)
-    for table in ("items", "interactions"):
-        pq.read_table(simulated_data / f"{table}.parquet").to_pandas().to_sql(table, warehouse, index=False)
-        del settings["sources"][table]["parquet"]
-        settings["sources"][table] |= {"sql": "${WAREHOUSE_URL}", "query": f"select * from {table}"}
-    settings |= {"ledger": "${LEDGER_URL}", "metrics": {"textfile": "prom"}}
-    (repository / "recsys_llm.yaml").write_text(yaml.safe_dump(settings))
-    patch = pytest.MonkeyPatch()
-    engines: list[sa.Engine] = []  # Feast never closes the connections of its registries' pools
-    patch.setattr("feast.infra.registry.sql.create_engine", partial(opened, engines))
-    try:
-        with redis_server(password=canary.REDIS) as server:
-            made = Production(repository, url, f"127.0.0.1:{server.port}")
-            for variable in ("WAREHOUSE_URL", "REGISTRY_URL", "LEDGER_URL"):
-                patch.setenv(variable, url.render_as_string(hide_password=False))
-            patch.setenv("REDIS_ADDRESS", made.address)
-            patch.setenv("REDIS_PASSWORD", canary.REDIS)
-            patch.setenv("FEAST_FS_YAML_FILE_PATH", str(repository / PROFILE))  # for commands without -f
-            for done in (made.feast("apply"), made.materialize()):
-                assert done[0] == 0, done[1]
-                assert hits("feast", done[1]) == []
-            yield made
-    finally:
-        patch.undo()
-        for engine in engines:
-            engine.dispose()
-        with admin.connect() as connection:
-            connection.execute(sa.text(f"drop database {name} with (force)"))
-            connection.execute(sa.text(f"drop role {name}"))
-        admin.dispose()
+    with production_repository(tmp_path_factory.mktemp("secrets"), simulated_data, postgres_url) as made:
+        yield made
 
 
 def test_the_search_finds_a_password_in_each_way_of_writing_it(tmp_path, production):
@@ -162,7 +66,8 @@ def test_the_search_finds_a_password_in_each_way_of_writing_it(tmp_path, product
     assert hits("error", told(error.value))
 
 
-def test_nothing_that_is_left_behind_holds_a_password(production, tmp_path):
+def test_nothing_that_is_said_or_left_behind_holds_a_password(production, tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
     commands = [
         ("doctor", "--json", str(tmp_path / "doctor.json"), "-f", PROFILE),
         ("repair", schema.USER_STATS, "-f", PROFILE),
@@ -173,33 +78,83 @@ def test_nothing_that_is_left_behind_holds_a_password(production, tmp_path):
         ("export-serving", schema.RANKER_BASELINE, "--out", str(tmp_path / "serving.json"), "-f", PROFILE),
     ]
     for command in commands:
-        done = run_main(*command, "-C", str(production.repository))
+        done = production.run(*command)
         assert done.returncode in (0, 1), done.stderr
         assert done.stdout
         assert hits(command[0], done.stdout + done.stderr) == []
     assert len(list(tmp_path.iterdir())) == 5
     assert canary.in_files(tmp_path) == []
     assert canary.in_files(production.repository) == []
+    assert list((production.repository / "prom").glob("*.prom"))
     engine = sa.create_engine(production.database, poolclass=sa.NullPool)
     assert canary.in_database(engine) == []
     with redis.Redis(port=int(production.address.rpartition(":")[2]), password=canary.REDIS) as client:
         assert canary.in_redis(client) == []
+    registry = CollectorRegistry()
+    store = open_store(production.repository, config_file=PROFILE)
+    registry.register(LagCollector(lambda: materialized_until(store)))
+    assert schema.USER_STATS.encode() in generate_latest(registry)
+    assert hits("metrics", generate_latest(registry) + generate_latest(REGISTRY)) == []
+    assert hits("logs", caplog.text) == []
+
+
+FEAST = """
+import logging
+logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(name)s %(message)s")
+from feast.cli.cli import cli
+cli()
+"""
+"""Feast's command with all that its libraries log; its own --log-level reaches few of them."""
+
+
+def test_a_process_of_its_own_logs_no_password(production):
+    profile = ["-c", str(production.repository), "-f", str(production.repository / PROFILE)]
+    command = [sys.executable, "-c", FEAST, *profile, *production.materialize()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "DEBUG" in done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert {line["view"] for line in lines if line["message"] == "materialized"} == set(CHEAP_VIEWS)
+    assert hits("stdout", done.stdout) == []
+    assert hits("stderr", done.stderr) == []
+
+
+def test_a_serving_manifest_names_where_the_password_is(production, tmp_path, monkeypatch):
+    file = tmp_path / "serving.json"
+    production.run("export-serving", schema.RANKER_BASELINE, "--out", str(file), "-f", PROFILE)
+    with LookupClient(file) as client:
+        assert hits("client", [client, client._redis, client._manifest]) == []
+        found, expected = client.lookup("u00001", ITEMS), production.lookup()
+        assert found.status(schema.ITEM_STATS).tolist() == expected.status(schema.ITEM_STATS).tolist()
+    monkeypatch.setenv("REDIS_PASSWORD", canary.WRONG)
+    at_once = {"retry": Retry(NoBackoff(), 0)}
+    with LookupClient(file, redis_options=at_once) as client, pytest.raises(StoreError, match="Authentic") as refused:
+        client.lookup("u00001", ITEMS)
+    assert hits("refused", told(refused.value)) == []
+    monkeypatch.delenv("REDIS_PASSWORD")
+    with pytest.raises(ConfigError, match="needs password, .* or put it where password_env says: REDIS_PASSWORD"):
+        LookupClient(file)
+    (tmp_path / "secret").write_text(f"{canary.REDIS}\n")
+    content = read_signed_json(file.read_bytes())
+    content["store"] = {**content["store"], "password_env": None, "password_file": str(tmp_path / "secret")}
+    file.write_bytes(signed_json(content))
+    with LookupClient(file) as client:
+        assert client.lookup("u00001", ITEMS).store_error is None
 
 
 def test_no_object_shows_a_password(production):
     store = open_store(production.repository, config_file=PROFILE)
     config, online = load_config(production.repository), store.provider.online_store
-    assert canary.POSTGRES in sa.make_url(store.config.registry.path).password  # it is there, and not shown
+    assert sa.make_url(store.config.registry.path).password == canary.POSTGRES  # it is there, and not shown
     ledger, client = open_ledger(config), online._get_client(store.config.online_store)
-    shown = [store, store.config, store.config.registry, store.config.registry_config, store.config.online_store]
+    shown = [store, store.config, store.config.registry, store.config.online_store, store.config.batch_engine]
     shown += [store.registry, store.registry.write_engine, store.registry.read_engine, store.provider, online]
-    shown += [store.config.batch_engine, client, client.connection_pool, online._breaker]
+    shown += [client, client.connection_pool, online._breaker, store.config.online_store.model_dump()]
     shown += [config, config.sources, config.sources.items, ledger, ledger._engine, ledger._engine.pool]
     shown += [open_source(config.sources.items, config.root, name="items"), worker_config(config)]
-    shown += [pickle.dumps(worker_config(config)), store.config.online_store.model_dump()]
+    shown += [pickle.dumps(worker_config(config))]
     with FeatureClient(store=store) as features:
-        batch = features.lookup("u00001", ITEMS, service=schema.RANKER_BASELINE)
-        shown += [features, batch, features.training_set]
+        shown += [features, features.lookup("u00001", ITEMS, service=schema.RANKER_BASELINE)]
     ledger.close()
     for number, one in enumerate(shown):
         assert hits(f"{number}: {type(one).__name__}", one) == []
@@ -212,67 +167,114 @@ def closed_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def unquoted(url: sa.URL) -> str:
-    """Return a URL as many write it at first: with the password as it is."""
-    return url.set(password="PASSWORD").render_as_string(hide_password=False).replace("PASSWORD", canary.POSTGRES)
+def shown(url: sa.URL) -> str:
+    return url.render_as_string(hide_password=False)
 
 
-FAILURES = {
-    "wrong password": lambda url: url.set(password=canary.WRONG).render_as_string(hide_password=False),
-    "nobody listens": lambda url: url.set(port=closed_port()).render_as_string(hide_password=False),
-    "no such database": lambda url: url.set(database="nowhere").render_as_string(hide_password=False),
-    "no such driver": lambda url: url.set(drivername="postgresql+nothing").render_as_string(hide_password=False),
-    "not encoded": unquoted,
-    "at sign": lambda url: f"postgresql+psycopg://me:{canary.TOKEN}@{canary.TOKEN}@127.0.0.1:{url.port}/x",
+DATABASES: dict[str, Callable[[sa.URL], str]] = {
+    "wrong password": lambda url: shown(url.set(password=canary.WRONG)),
+    "nobody listens": lambda url: shown(url.set(port=closed_port())),
+    "no such database": lambda url: shown(url.set(database="nowhere")),
+    "no such driver": lambda url: shown(url.set(drivername="postgresql+nothing")),
+    # As many write it at first.
+    "not encoded": lambda url: shown(url.set(password="HERE")).replace("HERE", canary.POSTGRES),
+    "an at sign": lambda url: shown(url.set(password="HERE")).replace("HERE", f"{canary.TOKEN}@{canary.TOKEN}"),
     "no URL": lambda url: canary.POSTGRES,
+}
+READERS = {
+    "REGISTRY_URL": ("apply", "doctor", "lookup"),
+    "WAREHOUSE_URL": ("materialize", "plan"),
+    "LEDGER_URL": ("materialize", "repair"),
+}
+REDISES = {
+    "wrong password": {"REDIS_PASSWORD": canary.WRONG},
+    "nobody listens": {"REDIS_ADDRESS": f"127.0.0.1:{closed_port()}"},
+    "a URL": {"REDIS_ADDRESS": f"redis://:{canary.REDIS}@127.0.0.1:6379"},
+    "a URL, encoded": {"REDIS_ADDRESS": f"redis://:{quote(canary.REDIS, safe='')}@127.0.0.1:6379"},
+    "in the address": {"REDIS_ADDRESS": f"127.0.0.1:6379,password={canary.REDIS}"},
+    "in the address, misspelt": {"REDIS_ADDRESS": f"127.0.0.1:6379,passwort={canary.REDIS}"},
+    "not set": {"REDIS_PASSWORD": ""},
 }
 
 
-def failing(production: Production) -> list[tuple[str, str]]:
-    """Return what commands and a lookup say that are expected to fail, but for those that need no failing server."""
-    said = []
-    for what, (code, text) in {"apply": production.feast("apply"), "materialize": production.materialize()}.items():
-        said.append((f"feast {what}: {code}", text))
-    for command in (["doctor"], ["repair", schema.USER_STATS], ["forget", "--user", "u00009"]):
-        try:
-            done = run_main(*command, "-C", str(production.repository), "-f", PROFILE)
-            said.append((f"{command[0]}: {done.returncode}", done.stdout + done.stderr))
-        except Exception as error:
-            said.append((f"{command[0]}: {type(error).__name__}", told(error)))
-    try:
-        with FeatureClient(production.repository, config_file=PROFILE) as client:
-            client.lookup("u00001", ITEMS, service=schema.RANKER_BASELINE)
-            said.append(("lookup: none", ""))
-    except Exception as error:
-        said.append((f"lookup: {type(error).__name__}", told(error)))
-    return said
+def fails(production: Production, what: str) -> None:
+    """Do something that must fail by an error of ours, which shows no password."""
+    if what in ("apply", "materialize"):
+        error, said = production.feast(*(["apply"] if what == "apply" else production.materialize()))
+        assert isinstance(error, RecsysLLMError), said
+    elif what == "lookup":
+        with pytest.raises(RecsysLLMError) as caught:
+            production.lookup()
+        said = told(caught.value)
+    else:
+        arguments = {"plan": [schema.USER_STATS, "--start", "1960-01-01"], "repair": [schema.USER_STATS]}
+        done = production.run(what, *arguments.get(what, []))
+        said = done.stdout + done.stderr
+        assert done.returncode in (1, 2)
+        assert "Error: " in done.stderr
+    assert hits(what, said) == []
 
 
-@pytest.mark.parametrize("variable", ["REGISTRY_URL", "WAREHOUSE_URL", "LEDGER_URL"])
-@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("variable", READERS)
+@pytest.mark.parametrize("failure", DATABASES)
 def test_a_database_that_fails(production, monkeypatch, caplog, capfd, variable, failure):
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setenv(variable, FAILURES[failure](production.database))
-    said = failing(production)
-    for what, text in said:
-        print("##", what, text[-1500:])
-        assert hits(what, text) == []
+    monkeypatch.setenv(variable, DATABASES[failure](production.database))
+    for what in READERS[variable]:
+        fails(production, what)
     assert hits("logs", caplog.text) == []
-    assert hits("output", "".join(capfd.readouterr())) == []
+    assert hits("output", capfd.readouterr()) == []
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"), [("REDIS_PASSWORD", canary.WRONG), ("REDIS_ADDRESS", "127.0.0.1:1"), 
-    ("REDIS_ADDRESS", f"redis://:{canary.REDIS}@127.0.0.1:6379"),
-    ("REDIS_ADDRESS", f"127.0.0.1:6379,password={canary.REDIS}"),
-    ("REDIS_ADDRESS", f"127.0.0.1:6379,passwort={canary.REDIS}"),
-    ]
-)
-def test_a_redis_that_fails(production, monkeypatch, caplog, capfd, variable, value):
+@pytest.mark.parametrize("failure", REDISES)
+def test_a_redis_that_fails(production, monkeypatch, caplog, capfd, failure):
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setenv(variable, value)
-    for what, text in failing(production):
-        print("##", what, text[-1500:])
-        assert hits(what, text) == []
+    for variable, value in REDISES[failure].items():
+        monkeypatch.setenv(variable, value)
+    for what in ("lookup", "materialize", "repair"):
+        fails(production, what)
     assert hits("logs", caplog.text) == []
-    assert hits("output", "".join(capfd.readouterr())) == []
+    assert hits("output", capfd.readouterr()) == []
+
+
+def test_a_redis_that_dies_in_the_middle(production, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG)
+    with redis_server(password=canary.REDIS) as server:
+        monkeypatch.setenv("REDIS_ADDRESS", f"127.0.0.1:{server.port}")
+        begin = RedisOnlineStore.begin_run
+
+        def begun(*arguments: Any) -> str:
+            run = begin(*arguments)
+            server.process.kill()
+            server.process.wait()
+            return run
+
+        monkeypatch.setattr(RedisOnlineStore, "begin_run", begun)
+        fails(production, "materialize")
+        fails(production, "lookup")
+        batch = production.lookup(on_store_error="defaults")
+        assert hits("defaults", [batch, batch.store_error]) == []
+    assert hits("logs", caplog.text) == []
+
+
+SETTINGS = {
+    "recsys_llm.yaml": (
+        "sources: [{}",
+        "ledger: @{}",
+        "sources: {}",
+        "sources: {{items: {}}}",
+        "ledger: [{}]",
+        "x: {}",
+    ),
+    PROFILE: ("registry: [{}", "registry: {{path: {}}}", "project: {}", "registry: {{registry_type: sql, path: [{}]}}"),
+}
+
+
+@pytest.mark.parametrize(("file", "line"), [(file, line) for file, lines in SETTINGS.items() for line in lines])
+def test_a_file_that_can_not_be_read_is_not_quoted(tmp_path, production, file, line):
+    for name in SETTINGS:
+        shutil.copy(production.repository / name, tmp_path / name)
+    (tmp_path / file).write_text(line.format(shown(production.database)) + "\n")
+    with pytest.raises(RecsysLLMError) as refused:
+        load_config(tmp_path) if file == "recsys_llm.yaml" else open_store(tmp_path, config_file=PROFILE).registry
+    assert hits(line, told(refused.value)) == []
