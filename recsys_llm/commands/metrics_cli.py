@@ -37,7 +37,7 @@ def serve(
 
     store = open_store(repository, config_file=store_file)
     registry = CollectorRegistry()
-    registry.register(LagCollector(lambda: materialized_until(store)))
+    registry.register(LagCollector(store.project, lambda: materialized_until(store)))
     server, thread = start_http_server(port, addr=address, registry=registry)
     typer.echo(f"serving http://{address}:{server.server_port}/metrics")
     try:

@@ -83,11 +83,12 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
                 written = copy_rows(self, registry, task)
                 _echo_copied(view.name, written)
                 interval = task.start_time.astimezone(UTC), task.end_time.astimezone(UTC)
-                report_copied(self.repo_config.repo_path, view.name, written, time.perf_counter() - started, interval)
+                seconds, repository = time.perf_counter() - started, self.repo_config.repo_path
+                report_copied(self.repo_config.project, repository, view.name, written, seconds, interval)
             else:
                 return super()._materialize_one(registry, task, **kwargs)
         except Exception as error:  # noqa: BLE001  whatever it is, Feast must see it and leave its watermark alone
-            report_failure(self.repo_config.repo_path, view.name, producer, error)
+            report_failure(self.repo_config.project, self.repo_config.repo_path, view.name, producer, error)
             return LocalMaterializationJob(job_id=job, status=MaterializationJobStatus.ERROR, error=error)
         return LocalMaterializationJob(job_id=job, status=MaterializationJobStatus.SUCCEEDED)
 
@@ -124,7 +125,7 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
                     execute=self._executor(view.name, tag, config, producer),
                 )
             _echo_older(view.name, publish.written)
-            report_run(config, tag, summary, start, end)
+            report_run(self.repo_config.project, config, tag, summary, start, end)
             return summary
         finally:
             ledger.close()

@@ -13,7 +13,7 @@ from recsys_llm import logs
 from recsys_llm.config import FILE_NAME, Config, load_config
 from recsys_llm.engine.rows import Written
 from recsys_llm.errors import ConfigError
-from recsys_llm.metrics import RUNS, write_run
+from recsys_llm.metrics.runs import LABELS, RUNS, write_run
 from recsys_llm.producers import ProducerTag, Summary
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,9 @@ def configure_logs() -> None:
         logs.configure()
 
 
-def report_run(config: Config, tag: ProducerTag, summary: Summary, start: datetime, end: datetime) -> None:
+def report_run(
+    project: str, config: Config, tag: ProducerTag, summary: Summary, start: datetime, end: datetime
+) -> None:
     """Tell of a run that ended well. What workers on other machines did is in ``summary`` too."""
     counts: dict[str, float] = {
         "recsys_llm_rows_written": summary.computed,
@@ -40,22 +42,29 @@ def report_run(config: Config, tag: ProducerTag, summary: Summary, start: dateti
         "recsys_llm_materialize_failures": 0,
     }
     rows = {"rows": summary.computed, "skipped": summary.skipped, "recovered": summary.recovered}
-    _report(config, summary.view, tag.producer, counts, rows, summary.seconds, (start, end))
+    _report(config, (project, summary.view, tag.producer), counts, rows, summary.seconds, (start, end))
 
 
 def report_copied(
-    repository: Path | None, view: str, written: Written, seconds: float, interval: tuple[datetime, datetime]
+    project: str,
+    repository: Path | None,
+    view: str,
+    written: Written,
+    seconds: float,
+    interval: tuple[datetime, datetime],
 ) -> None:
     """Tell of a view that isn't computed: its rows were copied online."""
     copied = written.newer + written.equal
     rows = {"rows": copied, "skipped": written.older}
-    _report(_config(repository), view, COPIED, {"recsys_llm_rows_written": copied}, rows, seconds, interval)
+    counts: dict[str, float] = {"recsys_llm_rows_written": copied}
+    _report(_config(repository), (project, view, COPIED), counts, rows, seconds, interval)
 
 
-def report_failure(repository: Path | None, view: str, producer: str, error: Exception) -> None:
+def report_failure(project: str, repository: Path | None, view: str, producer: str, error: Exception) -> None:
     """Tell of a run that failed, wherever it did; Feast shows the message itself."""
-    _count(_config(repository), view, producer, {"recsys_llm_materialize_failures": 1}, None)
-    logger.error("materialization failed", extra={"view": view, "producer": producer, "error": type(error).__name__})
+    _count(_config(repository), (project, view, producer), {"recsys_llm_materialize_failures": 1}, None)
+    told = {"project": project, "view": view, "producer": producer, "error": type(error).__name__}
+    logger.error("materialization failed", extra=told)
 
 
 def _config(repository: Path | None) -> Config | None:
@@ -70,8 +79,7 @@ def _config(repository: Path | None) -> Config | None:
 
 def _report(
     config: Config | None,
-    view: str,
-    producer: str,
+    labels: tuple[str, str, str],
     counts: dict[str, float],
     rows: dict[str, int],
     seconds: float,
@@ -79,16 +87,18 @@ def _report(
 ) -> None:
     start, end = interval
     run = {"recsys_llm_materialize_seconds": seconds, "recsys_llm_materialize_runs": 1}
-    _count(config, view, producer, counts | run, end)
-    told = {"view": view, "producer": producer, "interval": f"{start.isoformat()}/{end.isoformat()}"}
+    _count(config, labels, counts | run, end)
+    told = {**dict(zip(LABELS, labels, strict=True)), "interval": f"{start.isoformat()}/{end.isoformat()}"}
     logger.info("materialized", extra={**told, **rows, "seconds": round(seconds, 3)})
 
 
-def _count(config: Config | None, view: str, producer: str, counts: dict[str, float], until: datetime | None) -> None:
-    RUNS.add(view, producer, counts, until)
+def _count(
+    config: Config | None, labels: tuple[str, str, str], counts: dict[str, float], until: datetime | None
+) -> None:
+    RUNS.add(*labels, counts, until)
     if config is None or config.metrics.textfile is None:
         return
     try:
-        write_run(config.path(config.metrics.textfile), view, producer, counts, until)
+        write_run(config.path(config.metrics.textfile), *labels, counts, until)
     except (OSError, ValueError) as error:  # the rows are stored: a full disk, or a file that holds something else
-        logger.warning("metrics file not written", extra={"view": view, "error": str(error)})
+        logger.warning("metrics file not written", extra={"project": labels[0], "view": labels[1], "error": str(error)})

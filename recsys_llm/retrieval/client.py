@@ -287,6 +287,11 @@ class FeatureClient(OnlineClient):
         return self._caches.totals() if self._caches is not None else (0, 0)
 
     @property
+    def project(self) -> str | None:
+        """Of Feast; None before the repository is opened."""
+        return None if self._store is None else str(self._store.project)
+
+    @property
     def breaker_state(self) -> str:
         """Of our Redis store's circuit breaker: ``closed`` or ``open``; ``closed`` where there is none."""
         online = self._store.provider.online_store if self._store is not None else None

@@ -108,6 +108,11 @@ class LookupClient(OnlineClient):
         name = self.resolve(service).name
         return self._caches.stats(name) if self._caches is not None else CacheStats()
 
+    @property
+    def project(self) -> str:
+        """Feast's project, as of the export."""
+        return self._manifest.project
+
     def cache_totals(self) -> tuple[int, int]:
         """Return hits and misses of the item caches of all services."""
         return self._caches.totals() if self._caches is not None else (0, 0)

@@ -13,7 +13,7 @@ class LookupObserver(Protocol):
     """Is told of every lookup, in the thread that asks, so it must be quick and never raise."""
 
     def watch(self, client: Any) -> None:
-        """Take note of the client: its ``cache_totals()`` and ``breaker_state`` may be asked for later."""
+        """Take note of the client: its ``project``, ``cache_totals()`` and ``breaker_state`` may be asked for later."""
         ...
 
     def answered(self, seconds: float, batches: Sequence[FeatureBatch]) -> None:

@@ -35,6 +35,11 @@ class OnlineClient(ABC):
         """Of the store's circuit breaker: ``closed`` or ``open``; ``closed`` where there is none."""
         return "closed"
 
+    @property
+    @abstractmethod
+    def project(self) -> str | None:
+        """Of Feast; None before the repository is opened."""
+
     @abstractmethod
     def cache_totals(self) -> tuple[int, int]:
         """Return hits and misses of the item caches of all services."""

@@ -31,6 +31,8 @@ NOT_A_NUMBER = "NaN"
 class Manifest:
     """A serving manifest, read."""
 
+    project: str
+    """Of Feast."""
     service: Service
     layouts: Mapping[str, RedisLayout | SqliteLayout]
     """By view."""
@@ -46,6 +48,7 @@ def write_manifest(file: Path, manifest: Manifest) -> None:
     content = {
         "format": FORMAT,
         "version": recsys_llm.__version__,
+        "project": manifest.project,
         "service": manifest.service.name,
         "store": dict(manifest.store),
         "views": [_written(view, manifest.layouts[view.name]) for view in manifest.service.views],
@@ -79,6 +82,7 @@ def read_manifest(file: Path) -> Manifest:
     except ValueError as error:
         raise ConfigError(f"{file}: {error}; {remedy} again") from None
     return Manifest(
+        content["project"],
         Service(content["service"], views),
         {written["name"]: _layout(written["stored"]) for written in content["views"]},
         content["store"],

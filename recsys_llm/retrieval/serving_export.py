@@ -47,6 +47,7 @@ def export_serving(client: FeatureClient, service: str, out: Path) -> Manifest:
             "serve it with FeatureClient"
         )
     manifest = Manifest(
+        project=str(config.project),
         service=resolved,
         layouts={view.name: layout(config, view) for view in resolved.views},
         store=store,

@@ -19,12 +19,18 @@ START, END = datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 1, 2, tzinfo=UTC)
 
 def test_a_copied_view_is_counted_and_logged(caplog):
     with caplog.at_level(logging.INFO, logger=logs.NAME):
-        report_copied(None, "copied_view", Written(newer=3, equal=1, older=2), 0.25, (START, END))
-    labels = {"view": "copied_view", "producer": COPIED}
+        report_copied("shop", None, "copied_view", Written(newer=3, equal=1, older=2), 0.25, (START, END))
+    labels = {"project": "shop", "view": "copied_view", "producer": COPIED}
     assert REGISTRY.get_sample_value("recsys_llm_rows_written_total", labels) == 4
     assert REGISTRY.get_sample_value("recsys_llm_materialized_until_timestamp_seconds", labels) == END.timestamp()
     (record,) = caplog.records
-    assert (record.view, record.rows, record.skipped, record.seconds) == ("copied_view", 4, 2, 0.25)
+    assert (record.project, record.view, record.rows, record.skipped, record.seconds) == (
+        "shop",
+        "copied_view",
+        4,
+        2,
+        0.25,
+    )
     assert record.interval == "2024-01-01T00:00:00+00:00/2024-01-02T00:00:00+00:00"
 
 

@@ -92,7 +92,7 @@ def test_nothing_that_is_said_or_left_behind_holds_a_password(production, tmp_pa
         assert canary.in_redis(client) == []
     registry = CollectorRegistry()
     store = open_store(production.repository, config_file=PROFILE)
-    registry.register(LagCollector(lambda: materialized_until(store)))
+    registry.register(LagCollector(store.project, lambda: materialized_until(store)))
     assert schema.USER_STATS.encode() in generate_latest(registry)
     assert hits("metrics", generate_latest(registry) + generate_latest(REGISTRY)) == []
     assert hits("logs", caplog.text) == []

@@ -61,7 +61,9 @@ def note_end(view: StoredView, config: Config) -> Iterator[Finding]:
         return
     directory = config.path(config.metrics.textfile)
     try:
-        write_run(directory, view.name, tag.producer, {}, end if end.tzinfo else end.replace(tzinfo=UTC))
+        write_run(
+            directory, view.store.project, view.name, tag.producer, {}, end if end.tzinfo else end.replace(tzinfo=UTC)
+        )
     except (OSError, ValueError) as error:
         yield Finding("metrics", view.name, False, f"its file in {directory} can't be written: {error}")
 
