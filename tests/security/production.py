@@ -59,8 +59,8 @@ class Production:
         return ["materialize", "1960-01-01T00:00:00", f"{now():%Y-%m-%dT%H:%M:%S}", *views]
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run ``recsys-llm``."""
-        return run_main(*arguments, "-C", str(self.repository))
+        """Run ``recsys-llm`` with the production file."""
+        return run_main(*arguments, "-C", str(self.repository), "-f", PROFILE)
 
     def lookup(self, **options: Any) -> FeatureBatch:
         """Look something up."""
@@ -122,7 +122,6 @@ def production_repository(folder: Path, data: Path, postgres_url: str) -> Iterat
                 patch.setenv(variable, url.render_as_string(hide_password=False))
             patch.setenv("REDIS_ADDRESS", made.address)
             patch.setenv("REDIS_PASSWORD", canary.REDIS)
-            patch.setenv("FEAST_FS_YAML_FILE_PATH", str(repository / PROFILE))  # for commands without -f
             for arguments in (["apply"], made.materialize()):
                 error, said = made.feast(*arguments)
                 assert error is None, said

@@ -69,13 +69,13 @@ def test_the_search_finds_a_password_in_each_way_of_writing_it(tmp_path, product
 def test_nothing_that_is_said_or_left_behind_holds_a_password(production, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     commands = [
-        ("doctor", "--json", str(tmp_path / "doctor.json"), "-f", PROFILE),
-        ("repair", schema.USER_STATS, "-f", PROFILE),
+        ("doctor", "--json", str(tmp_path / "doctor.json")),
+        ("repair", schema.USER_STATS),
         ("compact", schema.USER_STATS),
-        ("forget", "--user", "u00007", "--json", str(tmp_path / "forget.json"), "-f", PROFILE),
-        ("explain", schema.USER_STATS, "u00008", "--json", str(tmp_path / "explain.json"), "-f", PROFILE),
+        ("forget", "--user", "u00007", "--json", str(tmp_path / "forget.json")),
+        ("explain", schema.USER_STATS, "u00008", "--json", str(tmp_path / "explain.json")),
         ("plan", schema.USER_STATS, "--start", "1960-01-01", "--json", str(tmp_path / "plan.json")),
-        ("export-serving", schema.RANKER_BASELINE, "--out", str(tmp_path / "serving.json"), "-f", PROFILE),
+        ("export-serving", schema.RANKER_BASELINE, "--out", str(tmp_path / "serving.json")),
     ]
     for command in commands:
         done = production.run(*command)
@@ -121,7 +121,7 @@ def test_a_process_of_its_own_logs_no_password(production):
 
 def test_a_serving_manifest_names_where_the_password_is(production, tmp_path, monkeypatch):
     file = tmp_path / "serving.json"
-    production.run("export-serving", schema.RANKER_BASELINE, "--out", str(file), "-f", PROFILE)
+    production.run("export-serving", schema.RANKER_BASELINE, "--out", str(file))
     with LookupClient(file) as client:
         assert hits("client", [client, client._redis, client._manifest]) == []
         found, expected = client.lookup("u00001", ITEMS), production.lookup()
