@@ -77,6 +77,9 @@ def test_nothing_that_is_said_or_left_behind_holds_a_password(production, tmp_pa
         ("plan", schema.USER_STATS, "--start", "1960-01-01", "--json", str(tmp_path / "plan.json")),
         ("export-serving", schema.RANKER_BASELINE, "--out", str(tmp_path / "serving.json")),
     ]
+    error, said = production.feast("apply")
+    assert error is None, said
+    assert hits("apply", said) == []
     for command in commands:
         done = production.run(*command)
         assert done.returncode in (0, 1), done.stderr
@@ -117,6 +120,19 @@ def test_a_process_of_its_own_logs_no_password(production):
     assert {line["view"] for line in lines if line["message"] == "materialized"} == set(CHEAP_VIEWS)
     assert hits("stdout", done.stdout) == []
     assert hits("stderr", done.stderr) == []
+
+
+def test_urls_may_leave_the_password_to_libpq(production, monkeypatch):
+    for variable in READERS:
+        monkeypatch.setenv(variable, shown(production.database._replace(password=None)))
+    monkeypatch.setenv("PGPASSWORD", canary.POSTGRES)
+    assert production.lookup().store_error is None
+    for arguments in (production.materialize(), ["configuration"]):
+        error, said = production.feast(*arguments)
+        assert error is None, said
+        assert hits(arguments[0], said) == []
+    monkeypatch.setenv("REGISTRY_URL", shown(production.database))
+    assert hits("configuration", production.feast("configuration")[1])  # Feast prints the file with variables expanded
 
 
 def test_a_serving_manifest_names_where_the_password_is(production, tmp_path, monkeypatch):
