@@ -13,7 +13,7 @@ from recsys_llm.commands.operations.doctor.findings import Finding, Limits, at_l
 from recsys_llm.commands.operations.opening import StoredView
 from recsys_llm.engine.engine import parts_directory
 from recsys_llm.producers.parts import part_files
-from recsys_llm.schema import CREATED_TIMESTAMP, EMBEDDING, EVENT_TIMESTAMP
+from recsys_llm.schema import CREATED_TIMESTAMP, EMBEDDING, EVENT_TIMESTAMP, ITEM_ID
 from recsys_llm.sources.connection import open_duckdb
 from recsys_llm.storage import VectorStorage
 
@@ -48,7 +48,8 @@ def check_drift(view: StoredView, limits: Limits) -> Iterator[Finding]:
     centroid = older.mean(axis=0)
     psi = stability_index(older @ centroid, newer @ centroid)
     yield at_most("drift", view.name, psi, limits.max_psi, f"population stability index {psi:.3f}")
-    if len(repeated[0]) >= FEWEST:
+    # A user's vector is meant to move with what they do; an item's moves with its text alone.
+    if view.join_key == ITEM_ID and len(repeated[0]) >= FEWEST:
         overlap = neighbour_overlap(*repeated)
         detail = f"{overlap:.1%} of {NEIGHBOURS} neighbours stay, of {len(repeated[0])} keys with two vectors"
         yield at_least("drift", view.name, overlap, limits.min_neighbour_overlap, detail)
