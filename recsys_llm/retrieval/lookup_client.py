@@ -19,6 +19,9 @@ from recsys_llm.retrieval.online_client import OnlineClient
 from recsys_llm.retrieval.service import Service
 from recsys_llm.retrieval.serving import PASSWORD_KEYS, Manifest, read_manifest
 
+_PAUSE_SECONDS = 0.02
+"""At most, before the retry."""
+
 
 class LookupClient(OnlineClient):
     """Reads one feature service as ``FeatureClient.lookup`` does, without Feast: it is up in a fraction of a second.
@@ -31,8 +34,10 @@ class LookupClient(OnlineClient):
     manifest
         File that `recsys-llm export-serving` wrote.
     redis_options
-        Of ``redis.Redis``, in place of or beside those in the manifest: the password, which it doesn't hold. Without
-        one here, it is read where the manifest says: ``password_env`` or ``password_file`` of feature_store.yaml.
+        Of ``redis.Redis``, in place of or beside those in the manifest (by default one retry, and the store's
+        ``timeout_ms`` as ``socket_timeout`` and ``socket_connect_timeout``): the password, which it doesn't hold.
+        Without one here, it is read where the manifest says: ``password_env`` or ``password_file`` of
+        feature_store.yaml.
     redis
         Instead: a client that is open already, such as one of a cluster.
     now
@@ -142,6 +147,8 @@ class LookupClient(OnlineClient):
 
 def _connect(manifest: Manifest, given: dict[str, Any], file: Path) -> Any:
     from redis import Redis
+    from redis.backoff import FullJitterBackoff
+    from redis.retry import Retry
 
     options = manifest.store["options"]
     if options is None:
@@ -156,7 +163,13 @@ def _connect(manifest: Manifest, given: dict[str, Any], file: Path) -> Any:
                 f", or put it where {key} says: {manifest.store[key]}" for key in PASSWORD_KEYS if key in manifest.store
             )
         )
-    return Redis(**{**options, **given})
+    seconds = manifest.store["timeout_ms"] / 1_000
+    limits = {
+        "socket_timeout": seconds,
+        "socket_connect_timeout": seconds,
+        "retry": Retry(FullJitterBackoff(cap=_PAUSE_SECONDS, base=_PAUSE_SECONDS), 1),
+    }
+    return Redis(**{**limits, **options, **given})
 
 
 def _named_password(manifest: Manifest) -> dict[str, str]:

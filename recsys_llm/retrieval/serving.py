@@ -22,6 +22,8 @@ from recsys_llm.storage import VectorStorage
 FORMAT = 1
 PASSWORD_KEYS = ("password_env", "password_file")
 """Of ``store``: the environment variable or the file that the password of Redis is in."""
+TIMEOUT_MS = 100
+"""Of each connect and each wait, where the store's settings don't say."""
 NUMBERS = (Kind.SCALAR, Kind.VECTOR)
 NOT_A_NUMBER = "NaN"
 """JSON has no other way to say so."""
@@ -37,8 +39,8 @@ class Manifest:
     layouts: Mapping[str, RedisLayout | SqliteLayout]
     """By view."""
     store: Mapping[str, Any]
-    """``type`` (redis or sqlite); then ``options`` of the Redis client, the names of ``secrets`` that it needs beside
-    them and, for the password, one of :data:`PASSWORD_KEYS`; or the ``path`` of the sqlite file."""
+    """``type`` (redis or sqlite); then ``options`` of the Redis client and its ``timeout_ms``, the names of ``secrets``
+    that it needs beside them and, for the password, one of :data:`PASSWORD_KEYS`; or the ``path`` of a sqlite file."""
     fingerprints: Mapping[str, str | None]
     bridges: Mapping[str, str]
 

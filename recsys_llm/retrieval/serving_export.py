@@ -11,7 +11,7 @@ from feast.infra.online_stores.redis import RedisOnlineStore, RedisType
 from recsys_llm.errors import ServiceError
 from recsys_llm.retrieval.client import FeatureClient
 from recsys_llm.retrieval.feast_layout import is_redis, is_sqlite, redis_layout, sqlite_layout, sqlite_path
-from recsys_llm.retrieval.serving import PASSWORD_KEYS, Manifest, write_manifest
+from recsys_llm.retrieval.serving import PASSWORD_KEYS, TIMEOUT_MS, Manifest, write_manifest
 
 SECRET_WORDS = ("password", "secret", "token", "credential")
 """Options of a Redis connection whose names hold one of these stay out of the manifest."""
@@ -74,6 +74,7 @@ def _redis(config: feast.RepoConfig) -> dict[str, Any]:
     return {
         "type": "redis",
         "options": {"host": nodes[0]["host"], "port": int(nodes[0].get("port", 6379)), **public},
+        "timeout_ms": getattr(online, "timeout_ms", TIMEOUT_MS),
         "secrets": sorted({*secrets, *(["password"] if named else [])}),
         **named,
     }

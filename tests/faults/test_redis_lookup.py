@@ -12,7 +12,8 @@ import redis
 
 from recsys_llm import schema
 from recsys_llm.errors import EmptiedStoreError, EvictingStoreError, SchemaError, StoreError
-from recsys_llm.retrieval import FeatureClient, Status
+from recsys_llm.retrieval import FeatureClient, LookupClient, Status
+from recsys_llm.retrieval.serving_export import export_serving
 from tests.faults.proxy import proxied
 from tests.faults.servers import kill, restarted
 from tests.retrieval.feast_repository import PLAIN, Repository, hours
@@ -85,6 +86,21 @@ def test_frozen(client, server):
     server.process.send_signal(signal.SIGCONT)
     assert ask(client) == [1, 2]
     assert client.store.provider.online_store.breaker_state == "closed"
+
+
+def test_killed_or_frozen_behind_a_lookup_client(client, server, tmp_path):
+    export_serving(client, PLAIN, tmp_path / "serving.json")
+    with LookupClient(tmp_path / "serving.json", now=lambda: hours(2)) as light:
+        assert ask(light) == [1, 2]
+        server.process.send_signal(signal.SIGSTOP)
+        for _ in range(2):
+            assert_fails(light, "Timeout")
+        server.process.send_signal(signal.SIGCONT)
+        assert ask(light) == [1, 2]
+        kill(server)
+        assert_fails(light, "check that it is up")
+        with restarted(server):
+            assert ask(light) == [1, 2]
 
 
 def test_when_it_is_lost_one_thread_tries_and_the_others_fail_at_once(client, server):
