@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.logging import RichHandler
 
-from recsys_llm.passwords import without_passwords
+from recsys_llm.passwords import masked, without_passwords
 
 NAME = "recsys_llm"
 
@@ -50,7 +50,7 @@ class JsonFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line; passwords in URLs are left out."""
+        """Return the line; passwords are left out."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -60,14 +60,14 @@ class JsonFormatter(logging.Formatter):
         line |= {name: value for name, value in _fields(record).items() if name not in line}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return without_passwords(json.dumps(line, default=str, ensure_ascii=False))
+        return json.dumps(masked(line), default=lambda value: without_passwords(str(value)), ensure_ascii=False)
 
 
 class HumanFormatter(logging.Formatter):
     """The message, and the fields behind it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line; passwords in URLs are left out."""
+        """Return the line; passwords are left out."""
         fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
         return without_passwords(f"{super().format(record)} {fields}".rstrip())
 

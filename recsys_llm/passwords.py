@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 _PASSWORD = re.compile(
-    r"""(\w[\w+.-]*://[^\s:/@]*:)\S+(@)"""
-    # A comma belongs to it unless another setting follows; in a dict, quotes end it.
-    r"""|(\b(?:password|passwd|pwd)(?:\s*=\s*|["']\s*:\s*["']))(?:(?!,\w+=)[^\s;&"'])+""",
+    # The name of a user may hold an at sign: some hosts want user@server.
+    r"""(?P<url>\b[a-z][\w+.-]{0,40}://[^\s:/]*:)\S+(?=@)"""
+    r"""|(?P<setting>(?:password|passwd|pwd)(?:\s*=\s*|["']\s*:\s*))"""
+    # A comma belongs to it unless another setting follows; quotes around it end it.
+    r"""(?:(?P<quote>["'])(?:(?!(?P=quote)).)*|(?:(?!,\w+=)[^\s;&"'])+)""",
     re.IGNORECASE,
 )
 
@@ -36,7 +38,7 @@ def without_passwords(text: str) -> str:
     >>> without_passwords("{'host': 'cache', 'password': 'secret'}")
     "{'host': 'cache', 'password': '***'}"
     """
-    return _PASSWORD.sub(lambda found: f"{found[1] or found[3]}***{found[2] or ''}", text)
+    return _PASSWORD.sub(lambda found: f"{found['url'] or found['setting']}{found['quote'] or ''}***", text)
 
 
 def database_url(text: str, *, name: str) -> sa.URL:
@@ -61,7 +63,7 @@ def database_url(text: str, *, name: str) -> sa.URL:
     >>> database_url("postgresql+psycopg://me:p@ss:w@db:5432/shop", name="ledger")
     Traceback (most recent call last):
     recsys_llm.errors.ConfigError: ledger: no SQLAlchemy URL such as postgresql+psycopg://user:password@host/database; \
-in a password, write @ as %40, : as %3A, / as %2F and % as %25
+in a password, write @ as %40, : as %3A, / as %2F, ? as %3F, % as %25 and a space as %20
     """
     import sqlalchemy as sa
 
@@ -69,18 +71,46 @@ in a password, write @ as %40, : as %3A, / as %2F and % as %25
         url = sa.make_url(text)
     except (sa.exc.ArgumentError, ValueError):  # a port that is no number is quoted in a ValueError
         url = None
-    if url is None or (url.host is not None and "@" in url.host + (url.database or "")):
+    behind_user = text.partition("://")[2].partition(":")[2]
+    if url is None or (url.host is not None and (behind_user.count("@") > 1 or re.search(r"\s", text))):
         raise ConfigError(
             f"{name}: no SQLAlchemy URL such as postgresql+psycopg://user:password@host/database; in a password, "
-            "write @ as %40, : as %3A, / as %2F and % as %25"
-        ) from None
+            "write @ as %40, : as %3A, / as %2F, ? as %3F, % as %25 and a space as %20"
+        )
     return url
+
+
+def shown_url(url: sa.URL) -> str:
+    """Return a URL for messages: without its password, and without its query, which may hold one too.
+
+    Examples
+    --------
+    >>> shown_url(database_url("postgresql+psycopg://db/shop?user=me&password=secret", name="ledger"))
+    'postgresql+psycopg://db/shop'
+    """
+    return url.set(query={}).render_as_string(hide_password=True)
 
 
 def first_line(error: Exception) -> str:
     """Return the first line of what a database's driver says, without passwords."""
     reason = str(getattr(error, "orig", None) or error).strip()
     return without_passwords(reason.splitlines()[0] if reason else type(error).__name__)
+
+
+def masked(value: Any) -> Any:
+    """Return plain data without passwords: each of its texts by :func:`without_passwords`, and what is named as one.
+
+    Examples
+    --------
+    >>> masked({"password": "secret", "urls": ["redis://:secret@cache"], "port": 6379})
+    {'password': '***', 'urls': ['redis://:***@cache'], 'port': 6379}
+    """
+    if isinstance(value, dict):
+        # By its name too: a password alone, such as that of Feast's own stores, looks like any other text.
+        return {key: "***" if _is_secret(key, inner) else masked(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked(inner) for inner in value]
+    return without_passwords(value) if isinstance(value, str) else value
 
 
 def hide_in_feast() -> None:
@@ -95,18 +125,9 @@ def hide_in_feast() -> None:
 def _hidden(arguments: Callable[[Any], Any]) -> Callable[[Any], Any]:
     @functools.wraps(arguments)
     def hidden(self: Any) -> Any:
-        return [(name, _masked(value)) for name, value in arguments(self)]
+        return [(name, masked(value)) for name, value in arguments(self)]
 
     return hidden
-
-
-def _masked(value: Any) -> Any:
-    if isinstance(value, dict):
-        # By its name too: a password alone, such as that of Feast's own stores, looks like any other text.
-        return {key: "***" if _is_secret(key, inner) else _masked(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_masked(inner) for inner in value]
-    return without_passwords(value) if isinstance(value, str) else value
 
 
 def _is_secret(key: Any, value: Any) -> bool:

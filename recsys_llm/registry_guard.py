@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from recsys_llm.errors import ConfigError, RegistryError, UnsafeRegistryError
-from recsys_llm.passwords import database_url, first_line, hide_in_feast
+from recsys_llm.passwords import database_url, first_line, hide_in_feast, shown_url
 from recsys_llm.registry_schema import VERIFY, check_schema
 from recsys_llm.schema import NAME_PATTERN, TAG
 
@@ -41,7 +41,7 @@ def check_rows(engine: sa.Engine) -> None:
     """
     for problem in _problems(engine):
         raise UnsafeRegistryError(
-            f"registry {engine.url.render_as_string(hide_password=True)}: {problem}; it was not loaded. Remove the "
+            f"registry {shown_url(engine.url)}: {problem}; it was not loaded. Remove the "
             "row, and find out who could write it"
         )
 
@@ -81,7 +81,7 @@ def _when_opened(registry: Any, registry_config: Any, project: str, *_arguments:
             check_schema(engine, project)
         check_rows(engine)
     except sa.exc.OperationalError as error:
-        where = engine.url.render_as_string(hide_password=True)
+        where = shown_url(engine.url)
         raise RegistryError(
             f"registry {where}: {first_line(error)}; check that it is up, and 'registry' in feature_store.yaml"
         ) from None

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from recsys_llm.errors import RegistryError
+from recsys_llm.passwords import shown_url
 
 VERIFY = "verify"
 
@@ -32,7 +33,7 @@ def check_schema(engine: sa.Engine, project: str) -> None:
     RegistryError
         Tables or columns are missing; or the project was never applied, and the role may not enter it.
     """
-    where = f"registry {engine.url.render_as_string(hide_password=True)}"
+    where = f"registry {shown_url(engine.url)}"
     missing = missing_objects(engine)
     if missing:
         raise RegistryError(

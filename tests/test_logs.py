@@ -22,6 +22,7 @@ try:
     raise ValueError("postgresql+psycopg://me:canary@secret@db/shop is down")
 except ValueError:
     logger.exception("redis://:canary@host:6379 failed", extra={"url": "https://me:canary@host/x"})
+logger.info('password="canary" of %s', {"password": "canary"}, extra={"options": {"password": "canary"}})
 """
 
 
@@ -29,7 +30,7 @@ except ValueError:
 def test_lines_are_json_with_fields_and_without_passwords():
     done = subprocess.run([sys.executable, "-c", LOGGING], capture_output=True, text=True, check=True)
     assert done.stdout == ""
-    first, second = map(json.loads, done.stderr.splitlines())
+    first, second, third = map(json.loads, done.stderr.splitlines())
     assert first.pop("time").endswith("+00:00")
     assert first == {
         "level": "info",
@@ -41,4 +42,6 @@ def test_lines_are_json_with_fields_and_without_passwords():
     }
     assert second["message"] == "redis://:***@host:6379 failed"
     assert "ValueError" in second["traceback"]
+    assert third["message"] == "password=\"***\" of {'password': '***'}"
+    assert third["options"] == {"password": "***"}
     assert "canary" not in done.stderr

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import sqlalchemy as sa
 
 from recsys_llm.errors import ConfigError, FingerprintError, LedgerError
-from recsys_llm.passwords import database_url, first_line
+from recsys_llm.passwords import database_url, first_line, shown_url
 from recsys_llm.producers.locks import advisory_lock, file_lock
 from recsys_llm.schema import CONTENT_HASH, EVENT_TIMESTAMP
 
@@ -94,7 +94,7 @@ class Ledger:
         try:
             _METADATA.create_all(self._engine)
         except sa.exc.OperationalError as error:
-            where = self._url.render_as_string(hide_password=True)
+            where = shown_url(self._url)
             raise LedgerError(f"ledger {where}: {first_line(error)}; check 'ledger' in recsys_llm.yaml") from None
         return self
 

@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from recsys_llm.errors import ConfigError, DataError, RecsysLLMError, RowError, SchemaError
-from recsys_llm.passwords import database_url, first_line
+from recsys_llm.passwords import database_url, first_line, shown_url
 from recsys_llm.sources.base import BATCH_ROWS, Predicate, rechunk, require_columns, require_timestamp
 from recsys_llm.sources.iso_text import SQL_FUNCTION, IsoTextReader
 from recsys_llm.sources.keyset import NULLS_LAST, KeyGroups, after
@@ -88,7 +88,7 @@ class SqlSource:
             raise ConfigError(f"{name}: {error}; install the SQLAlchemy dialect of this database") from None
         self._query = query
         self.timestamp = timestamp
-        self.name = f"{name} ({self._url.set(query={}).render_as_string(hide_password=True)})"
+        self.name = f"{name} ({shown_url(self._url)})"
 
     def schema(self) -> Any:
         """Return the Arrow schema of the query, as far as its values show it.
