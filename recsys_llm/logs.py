@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -60,7 +61,7 @@ class JsonFormatter(logging.Formatter):
         line |= {name: value for name, value in _fields(record).items() if name not in line}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(masked(line), default=lambda value: without_passwords(str(value)), ensure_ascii=False)
+        return json.dumps(_plain(masked(line)), ensure_ascii=False)
 
 
 class HumanFormatter(logging.Formatter):
@@ -70,6 +71,17 @@ class HumanFormatter(logging.Formatter):
         """Return the line; passwords are left out."""
         fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
         return without_passwords(f"{super().format(record)} {fields}".rstrip())
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold: it has no NaN, no keys but texts, and none of the other types."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return without_passwords(str(value))
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

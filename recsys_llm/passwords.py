@@ -114,10 +114,13 @@ def masked(value: Any) -> Any:
 
 
 def hide_in_feast() -> None:
-    """Let Feast's configuration, and with it ``repr`` of a feature store, show no password, in this process."""
-    from feast.repo_config import RegistryConfig, RepoConfig
+    """Let Feast's configuration, and with it ``repr`` of a feature store, show no password, in this process.
 
-    for config in (RepoConfig, RegistryConfig):
+    Configurations of all stores are shown by the base class that they share.
+    """
+    from feast.repo_config import FeastBaseModel, FeastConfigBaseModel
+
+    for config in (FeastBaseModel, FeastConfigBaseModel):
         if not hasattr(config.__repr_args__, "__wrapped__"):
             config.__repr_args__ = _hidden(config.__repr_args__)
 
@@ -125,7 +128,7 @@ def hide_in_feast() -> None:
 def _hidden(arguments: Callable[[Any], Any]) -> Callable[[Any], Any]:
     @functools.wraps(arguments)
     def hidden(self: Any) -> Any:
-        return [(name, masked(value)) for name, value in arguments(self)]
+        return masked(dict(arguments(self))).items()
 
     return hidden
 

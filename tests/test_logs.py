@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recsys_llm.logs import JsonFormatter
 
 LOGGING = """
 import logging
@@ -45,3 +51,27 @@ def test_lines_are_json_with_fields_and_without_passwords():
     assert third["message"] == "password=\"***\" of {'password': '***'}"
     assert third["options"] == {"password": "***"}
     assert "canary" not in done.stderr
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.just(Path("/tmp/x")),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers() | st.tuples(st.text()), inner),
+)
+
+
+def refused(constant: str) -> None:
+    raise ValueError(constant)
+
+
+@given(message=st.text(), value=VALUES)
+def test_whatever_is_logged_each_line_is_json_as_any_parser_reads_it(message, value):
+    record = logging.makeLogRecord({"name": "n", "levelname": "INFO", "msg": message, "value": value})
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    json.loads(line, parse_constant=refused)
+
+
+@given(secret=st.text(st.characters(exclude_characters="\n\"'"), min_size=12), quote=st.sampled_from("\"'"))
+def test_a_quoted_password_is_not_logged_whatever_it_is_made_of(secret, quote):
+    record = logging.makeLogRecord({"name": "n", "levelname": "INFO", "msg": f"PASSWORD = {quote}{secret}{quote}."})
+    assert json.loads(JsonFormatter().format(record))["message"] == f"PASSWORD = {quote}***{quote}."

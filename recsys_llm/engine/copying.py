@@ -24,9 +24,7 @@ from feast.infra.compute_engines.local.feature_builder import LocalFeatureBuilde
 from feast.infra.compute_engines.utils import create_offline_store_retrieval_job
 from feast.infra.registry.base_registry import BaseRegistry
 
-# Private to Feast: what its own conversion checks first.
-from feast.utils import _validate_vector_field_lengths
-
+from recsys_llm.engine.copied_vectors import CopiedVectors
 from recsys_llm.engine.publish import OnlinePublisher
 from recsys_llm.engine.rows import Written, micros_of
 
@@ -60,7 +58,7 @@ def copy_rows(engine: LocalComputeEngine, registry: BaseRegistry, task: Material
     StoreError
         The online store failed.
     RowError
-        A row has no key or no time.
+        A row has no key or no time, or a vector that is not finite or has another length.
     """
     view = task.feature_view
     columns = LocalFeatureBuilder(registry, task, backend=None).get_column_info(view)
@@ -69,15 +67,15 @@ def copy_rows(engine: LocalComputeEngine, registry: BaseRegistry, task: Material
     )
     keys = list(columns.join_keys)
     stamps = [name for name in (columns.ts_col, columns.created_ts_col) if name]
-    publish = OnlinePublisher(engine.repo_config, engine.online_store, view)
+    publish, vectors = OnlinePublisher(engine.repo_config, engine.online_store, view), CopiedVectors(view, keys)
     with warnings.catch_warnings():
         # Feast turns these on at import; these are between ibis and DuckDB, and nobody here can act on them.
         warnings.filterwarnings("ignore", message=".*fetch_", category=DeprecationWarning)
         newest = Newest(keys, stamps, _read(job, [*dict.fromkeys([*keys, *stamps])]))
         for batch in _read(job):
-            _validate_vector_field_lengths(batch, view)
             places = newest.places(batch)
             kept = batch if len(places) == batch.num_rows else batch.take(pa.array(places))  # all is no copy
+            vectors.check(kept)
             publish(pa.Table.from_batches([kept]))
     return publish.written
 

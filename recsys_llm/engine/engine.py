@@ -73,16 +73,15 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
         producer, started = COPIED, time.perf_counter()
         configure_logs()
         try:
-            tag = ProducerTag.of(view.name, view.tags)
+            tag, interval = ProducerTag.of(view.name, view.tags), _interval(task)
             if tag is not None:
                 producer = tag.producer
-                click.echo(str(self._compute(registry, task, tag)))
+                click.echo(str(self._compute(view, tag, *interval)))
                 ledger = partial(open_ledger, load_config(self.repo_config.repo_path))
                 keep_intervals(registry, str(self.repo_config.registry.path), view, ledger)
             elif is_copied(task):
                 written = copy_rows(self, registry, task)
                 _echo_copied(view.name, written)
-                interval = task.start_time.astimezone(UTC), task.end_time.astimezone(UTC)
                 seconds, repository = time.perf_counter() - started, self.repo_config.repo_path
                 report_copied(self.repo_config.project, repository, view.name, written, seconds, interval)
             else:
@@ -92,13 +91,11 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
             return LocalMaterializationJob(job_id=job, status=MaterializationJobStatus.ERROR, error=error)
         return LocalMaterializationJob(job_id=job, status=MaterializationJobStatus.SUCCEEDED)
 
-    def _compute(self, registry: BaseRegistry, task: MaterializationTask, tag: ProducerTag) -> Summary:
-        view = task.feature_view
+    def _compute(self, view: FeatureView, tag: ProducerTag, start: datetime, end: datetime) -> Summary:
         config = load_config(self.repo_config.repo_path)
         producer = open_producer(view.name, tag, config, device=self._device_here())
         check_vectors(view, producer.manifest)
         ledger = open_ledger(config)
-        start, end = _interval(task)
         try:
             if start > BEGINNING and not ledger.parts(view.name):
                 click.echo(f"{view.name}: first run; rows stamped at or before {start} are left out")

@@ -234,6 +234,11 @@ class Ledger:
         with self._engine.connect() as connection:
             return {(start, end) for start, end in connection.execute(query)}
 
+    def views(self) -> set[str]:
+        """Return the names of the views that values are recorded of."""
+        with self._engine.connect() as connection:
+            return set(connection.scalars(sa.select(_VIEWS.c.view)))
+
     def parts(self, view: str) -> set[str]:
         """Return the names of the committed parts of ``view``."""
         return self._parts(view, _PARTS.c.rows >= 0)

@@ -11,17 +11,19 @@ import pytest
 from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.data_format import ParquetFormat
 from feast.infra.common.materialization_job import MaterializationTask
-from feast.types import Float32, String
+from feast.types import Array, Float32, String
 
 from recsys_llm import schema
 from recsys_llm.engine.copying import Newest, is_copied
 from recsys_llm.engine.engine import FeatureComputeEngine
+from recsys_llm.timestamps import now
 from tests.engine.online_places import ALL, PAIR, columns_of, pair, table
 from tests.retrieval.feast_repository import T0, hours
 
 OURS = {"batch_engine": {"type": "recsys_llm.engine.FeatureComputeEngine"}}
 STOCK = {"batch_engine": {"type": "local"}}
 START, END = hours(0), hours(50)
+LIST = pa.list_(pa.float32())
 
 
 def write(place, rows, view=PAIR):
@@ -84,6 +86,51 @@ def test_a_failure_leaves_the_watermark_alone(places):
     with pytest.raises(Exception, match="view pair, column 'item_id', row 1: null"):
         place.store.materialize(START, END, feature_views=[PAIR])
     assert place.store.get_feature_view(PAIR).materialization_intervals == []
+
+
+def with_vectors(place, **changes):
+    """Declare the vector of the pair as one."""
+    view = place.store.get_feature_view(PAIR)
+    vector = Field(name="vector", dtype=Array(Float32), vector_index=True, vector_search_metric="cosine", **changes)
+    view.features = [vector if field.name == "vector" else field for field in view.features]
+    place.store.apply(view)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("declared", [3, 0])
+@pytest.mark.parametrize(
+    ("vector", "problem"),
+    [
+        ([1.0, float("nan"), 1.0], "is not finite"),
+        ([1.0, 1.0, float("-inf")], "is not finite"),
+        ([1.0, 1.0], "has length 2, expected 3"),
+        ([1.0] * 4, "has length 4, expected 3"),
+    ],
+)
+def test_a_broken_vector_is_refused_and_its_row_named(places, kind, vector, problem, declared):
+    place = places(kind, OURS)
+    with_vectors(place, **({"vector_length": declared} if declared else {}))
+    rows = pair(1, hours(5), ids=[f"i{number}" for number in range(40)])
+    values = rows.column("vector").to_pylist()
+    values[33] = vector
+    write(place, rows.set_column(rows.schema.get_field_index("vector"), "vector", pa.array(values, LIST)))
+    with pytest.raises(Exception, match=f"view pair: vector {problem}.* in the row of item_id 'i33' at 2"):
+        place.store.materialize(START, END, feature_views=[PAIR])
+    assert place.store.get_feature_view(PAIR).materialization_intervals == []
+    write(place, rows)
+    place.store.materialize(START, END, feature_views=[PAIR])
+    assert place.read(["i33"])["vector"] == [[1.0] * 3]
+
+
+@pytest.mark.faults
+def test_no_row_from_the_future(places, kind):
+    place = places(kind, OURS)
+    write(place, pair(1, now() + timedelta(days=1)))
+    place.store.materialize(START, now(), feature_views=[PAIR])
+    assert place.read()["number"] == [None]
+    with pytest.raises(Exception, match="lies in the future.*; materialise up to now"):
+        place.store.materialize(START, now() + timedelta(days=2), feature_views=[PAIR])
+    assert place.read()["number"] == [None]
 
 
 def places(rows, keys, stamps, pieces=1):

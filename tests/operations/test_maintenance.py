@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 import yaml
+from feast import FeatureView, FileSource
 
 from recsys_llm import schema
 from recsys_llm.commands.operations.forgetting import forget_user
@@ -17,6 +19,7 @@ from recsys_llm.commands.operations.opening import stored_view
 from recsys_llm.commands.operations.repairing import compact_view, repair_view
 from recsys_llm.errors import ConfigError, DataError, LedgerError
 from recsys_llm.producers import maintenance
+from recsys_llm.retrieval import open_store
 from recsys_llm.timestamps import now
 from tests.operations.conftest import FORGOTTEN
 from tests.workspace import CHEAP_VIEWS, materialize, offline, online
@@ -152,6 +155,35 @@ def test_a_forgotten_user_is_nowhere(repository, server, capsys):
     materialize(repository, *CHEAP_VIEWS, end=now())
     assert "computed" not in capsys.readouterr().out.split(f"{USERS}:")[-1]
     assert stored(repository) == rows
+
+
+@pytest.mark.security
+def test_views_that_are_registered_no_more_are_searched_too(repository):
+    copied = repository / "data" / "features" / "copied_by_hand"
+    shutil.copytree(repository / "data" / "features" / USERS, copied)
+    remove_from_tables(repository, FORGOTTEN)
+    store = open_store(repository)
+    store.registry.delete_feature_view(USERS, store.project)
+    done = forget_user(repository, FORGOTTEN)
+    assert done.removed_rows[USERS] > 0
+    assert list(done.left) == ["copied_by_hand parts"]
+    assert not [row for row in stored(repository) if repr(FORGOTTEN) in row]
+    online_file = repository / "data" / "online.db"
+    assert not online_file.is_file() or FORGOTTEN.encode() not in online_file.read_bytes()
+    shutil.rmtree(copied)
+    assert forget_user(repository, FORGOTTEN).left == {}
+
+
+def test_what_was_not_searched_is_said(repository):
+    store = open_store(repository)
+    view, user = store.get_feature_view(USERS), store.get_entity(schema.USER)
+    source = FileSource(path=str(repository / "own.parquet"), timestamp_field=schema.EVENT_TIMESTAMP)
+    own = FeatureView(name="own_view", entities=[user], schema=view.schema, source=source)
+    store.registry.apply_feature_view(own, store.project)
+    store.provider.online_store.update(store.config, [], [own], [], [user], partial=True)
+    done = forget_user(repository, FORGOTTEN)
+    assert done.not_searched == ["the source of view own_view, which recsys_llm doesn't compute"]
+    assert "not searched: the source of view own_view" in str(done)
 
 
 def test_rows_of_nobody_are_not_a_person_s(repository):

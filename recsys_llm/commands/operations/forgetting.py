@@ -6,22 +6,30 @@ are the user's own; rows that are left there would be computed again, so they co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from recsys_llm.commands.migration.coverage import online_stamps
 from recsys_llm.commands.operations.online_rows import delete_online
-from recsys_llm.commands.operations.opening import StoredView, stored_views
+from recsys_llm.commands.operations.opening import parts_in
 from recsys_llm.config import Config, load_config
+from recsys_llm.engine.engine import parts_directory
 from recsys_llm.errors import DataError
+from recsys_llm.producers import Ledger, Parts, ProducerTag, open_ledger
 from recsys_llm.producers.maintenance import forget
+from recsys_llm.producers.parts import part_files
+from recsys_llm.retrieval import open_store
 from recsys_llm.retrieval.online import NO_ROW
 from recsys_llm.schema import GLOBAL_USER, SEGMENT_USER, USER_ID
 from recsys_llm.sources import tables
+
+if TYPE_CHECKING:
+    import feast
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,8 @@ class Forgotten:
     """View to the rows that its parts no longer hold."""
     left: dict[str, int]
     """Where rows of the user are found after all, and how many; empty: nowhere."""
+    not_searched: list[str]
+    """What may hold the user and isn't read here: other programs write it."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -40,15 +50,22 @@ class Forgotten:
 
     def __str__(self) -> str:
         total = sum(self.removed_rows.values())
-        head = f"user {self.user!r}: removed {total:,} rows of {len(self.removed_rows)} views, online and in the ledger"
-        if not self.left:
-            return f"{head}; looked again: nothing is left"
-        left = ", ".join(f"{place} ({rows:,} rows)" for place, rows in self.left.items())
-        return f"{head}; still found in {left}: remove them there, then run the command again"
+        told = f"user {self.user!r}: removed {total:,} rows of {len(self.removed_rows)} views, online and in the ledger"
+        if self.left:
+            left = ", ".join(f"{place} ({rows:,} rows)" for place, rows in self.left.items())
+            told += f"; still found in {left}: remove them there, then run the command again"
+        else:
+            told += "; looked again: nothing is left"
+        return told + (f"; not searched: {', '.join(self.not_searched)}" if self.not_searched else "")
 
 
 def forget_user(repository: Path, user: str, *, config_file: str | None = None) -> Forgotten:
     """Remove all rows of a user.
+
+    Parameters
+    ----------
+    config_file
+        Names the online store; where several files name several, each wants a run of its own.
 
     Raises
     ------
@@ -62,25 +79,61 @@ def forget_user(repository: Path, user: str, *, config_file: str | None = None) 
     if user == GLOBAL_USER or user.startswith(SEGMENT_USER):
         raise DataError(f"user {user!r}: stands for a segment or for everyone, not for a person; name a user's id")
     removed: dict[str, int] = {}
-    with stored_views(repository, config_file) as views:
-        personal = [view for view in views if view.join_key == USER_ID]
-        for view in personal:
-            removed[view.name] = forget(view.name, USER_ID, user, view.ledger, view.parts).removed
-        if personal:
-            delete_online(personal[0].store, [view.definition for view in personal], user)
-        left = dict(_found(personal, user))
+    store, ledger = open_store(repository, config_file=config_file), open_ledger(load_config(repository))
+    try:
+        stored = dict(_personal_parts(store, ledger))
+        registered = {view.name for view in store.list_feature_views()}
+        for view, parts in stored.items():
+            # A folder that neither knows is not ours to rewrite: rows in it are found below.
+            if view in registered or ledger.parts(view):
+                removed[view] = forget(view, USER_ID, user, ledger, parts).removed
+        delete_online(store, USER_ID, user)
+        left = dict(_found(store, ledger, stored, user))
+        not_searched = list(_not_searched(store, ledger, stored))
+    finally:
+        ledger.close()
     left |= dict(_in_sources(load_config(repository), user))
-    return Forgotten(user, removed, left)
+    return Forgotten(user, removed, left, not_searched)
 
 
-def _found(views: list[StoredView], user: str) -> Iterator[tuple[str, int]]:
+def _personal_parts(store: feast.FeatureStore, ledger: Ledger) -> Iterator[tuple[str, Parts]]:
+    """Yield views of users with their parts; those that are registered no more too, if their folders lie beside."""
+    views = store.list_feature_views()
+    folders = {parts_directory(view): view for view in views if ProducerTag.of(view.name, view.tags) is not None}
+    beside = {folder for parent in {folder.parent for folder in folders} for folder in parent.iterdir()}
+    for folder in sorted(folders.keys() | beside):
+        view = folders.get(folder)
+        if view is None and not any(USER_ID in pq.read_schema(file).names for file in part_files(folder)):
+            continue
+        if view is None or view.join_keys == [USER_ID]:
+            name = folder.name if view is None else view.name
+            yield name, parts_in(folder, name, ledger)
+
+
+def _found(
+    store: feast.FeatureStore, ledger: Ledger, stored: Mapping[str, Parts], user: str
+) -> Iterator[tuple[str, int]]:
     """Yield where a user's rows are, in all that recsys_llm writes."""
-    for view in views:
-        parts = view.parts
+    for view, parts in stored.items():
         in_parts = sum(pc.sum(pc.equal(parts.read(n, [USER_ID]).column(0), user)).as_py() or 0 for n in parts.names())
-        online = int((online_stamps(view.store, view.definition, [user]) != NO_ROW).sum())
-        counts = {"parts": in_parts, "online": online, "ledger": view.ledger.count_key(view.name, user)}
-        yield from ((f"{view.name} {place}", count) for place, count in counts.items() if count)
+        counts = {"parts": in_parts, "ledger": ledger.count_key(view, user)}
+        yield from ((f"{view} {place}", count) for place, count in counts.items() if count)
+    for view in store.list_feature_views():
+        if view.online and view.join_keys == [USER_ID]:
+            count = int((online_stamps(store, view, [user]) != NO_ROW).sum())
+            if count:
+                yield f"{view.name} online", count
+
+
+def _not_searched(store: feast.FeatureStore, ledger: Ledger, stored: Mapping[str, Parts]) -> Iterator[str]:
+    registered = store.list_feature_views()
+    for view in registered:
+        if USER_ID in view.join_keys and view.name not in stored:
+            yield f"the source of view {view.name}, which recsys_llm doesn't compute"
+    for view in sorted(ledger.views() - {view.name for view in registered} - stored.keys()):
+        yield f"view {view}, which the ledger has and this registry has not"
+    for dataset in store.list_saved_datasets():
+        yield f"saved dataset {dataset.name}"
 
 
 def _in_sources(config: Config, user: str) -> Iterator[tuple[str, int]]:

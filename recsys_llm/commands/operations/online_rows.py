@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,8 @@ if TYPE_CHECKING:
     import feast
 
 
-def delete_online(store: feast.FeatureStore, views: Sequence[feast.FeatureView], key: str) -> None:
-    """Remove the rows of ``key`` in ``views``, which share a join key.
+def delete_online(store: feast.FeatureStore, join_key: str, key: str) -> None:
+    """Remove the rows of one entity in all views of the project, in those that are no longer registered as well.
 
     Redis keeps all views of an entity in one hash, which goes as a whole; its append-only file is written anew. sqlite
     writes zeros over what is deleted.
@@ -31,27 +30,28 @@ def delete_online(store: feast.FeatureStore, views: Sequence[feast.FeatureView],
     from redis.exceptions import RedisError
 
     online, settings = store.provider.online_store, store.config.online_store
+    entity = _entity_key(store, join_key, key)
     try:
         if isinstance(online, FeastRedisOnlineStore):
             with online.bulk_writes() if isinstance(online, RedisOnlineStore) else nullcontext():
-                _delete_in_redis(online._get_client(settings), _entity_key(store, views[0], key), store.project)
+                _delete_in_redis(online._get_client(settings), entity, store.project)
         elif isinstance(settings, SqliteOnlineStoreConfig):
-            _delete_in_sqlite(store, views, _entity_key(store, views[0], key))
+            _delete_in_sqlite(store, entity)
         else:
             raise StoreError(
                 f"online store {settings.type}: recsys_llm can't remove single rows from it; remove those of "
-                f"{views[0].join_keys[0]} {key!r} with its own tools, then run the command again"
+                f"{join_key} {key!r} with its own tools, then run the command again"
             )
     except (RedisError, sqlite3.Error) as error:
         raise StoreError(f"online store {settings.type}: {error}; run the command again") from None
 
 
-def _entity_key(store: feast.FeatureStore, view: feast.FeatureView, key: str) -> bytes:
+def _entity_key(store: feast.FeatureStore, join_key: str, key: str) -> bytes:
     from feast.infra.key_encoding_utils import serialize_entity_key
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
     from feast.protos.feast.types.Value_pb2 import Value
 
-    proto = EntityKey(join_keys=[view.join_keys[0]], entity_values=[Value(string_val=key)])
+    proto = EntityKey(join_keys=[join_key], entity_values=[Value(string_val=key)])
     version = store.config.entity_key_serialization_version
     return bytes(serialize_entity_key(proto, entity_key_serialization_version=version))
 
@@ -62,14 +62,16 @@ def _delete_in_redis(client: Any, key: bytes, project: str) -> None:
         client.bgrewriteaof()
 
 
-def _delete_in_sqlite(store: feast.FeatureStore, views: Sequence[feast.FeatureView], key: bytes) -> None:
-    from feast.infra.online_stores.helpers import compute_table_id
-
+def _delete_in_sqlite(store: feast.FeatureStore, key: bytes) -> None:
     file = Path(store.config.online_store.path)
     file = file if file.is_absolute() else Path(store.config.repo_path or ".").resolve() / file
-    versioned = store.config.registry.enable_online_feature_view_versioning
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("PRAGMA secure_delete = ON")
-        for view in views:
-            table = compute_table_id(store.project, view, versioned).replace('"', '""')
-            connection.execute(f'DELETE FROM "{table}" WHERE entity_key = ?', [key])  # noqa: S608  a quoted name
+        query = """
+            SELECT DISTINCT m.name FROM sqlite_master AS m JOIN pragma_table_info(m.name) AS c
+            WHERE m.type = 'table' AND c.name = 'entity_key' AND substr(m.name, 1, ?) = ?
+        """
+        prefix = f"{store.project}_"
+        for (table,) in connection.execute(query, [len(prefix), prefix]).fetchall():
+            quoted = table.replace('"', '""')
+            connection.execute(f'DELETE FROM "{quoted}" WHERE entity_key = ?', [key])  # noqa: S608  a quoted name

@@ -41,11 +41,15 @@ class StoredView:
     @property
     def parts(self) -> Parts:
         """The parts; what is written anew says of itself what the first part does."""
-        directory = parts_directory(self.definition)
-        manifest = next((read_manifest(file) for file in part_files(directory)), {})
-        bound = self.ledger.fingerprint(self.name)
-        manifest |= {} if bound is None else {"fingerprint": bound}
-        return Parts(directory, self.name, {key: value for key, value in manifest.items() if key != "view"})
+        return parts_in(parts_directory(self.definition), self.name, self.ledger)
+
+
+def parts_in(directory: Path, view: str, ledger: Ledger) -> Parts:
+    """Return the parts that a directory holds, to be rewritten; whether the view is registered doesn't matter."""
+    manifest = next((read_manifest(file) for file in part_files(directory)), {})
+    bound = ledger.fingerprint(view)
+    manifest |= {} if bound is None else {"fingerprint": bound}
+    return Parts(directory, view, {key: value for key, value in manifest.items() if key != "view"})
 
 
 @contextmanager
