@@ -25,7 +25,7 @@ class FakeProducer:
     def __init__(self, rows: list[tuple[str, int, str]], *, fingerprint: str = "f1", chunk_rows: int = 2) -> None:
         """Take rows of (item, day, text)."""
         self.rows = sorted(rows)
-        self.manifest = {"fingerprint": fingerprint}
+        self.manifest = {"fingerprint": fingerprint, "dim": "2"}
         self.chunk_rows = chunk_rows
         self.computed: list[str] = []
         self.broken: dict[str, list[float]] = {}

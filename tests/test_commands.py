@@ -9,9 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 import yaml
 
 from recsys_llm import __version__
+from recsys_llm.cli import app
 from recsys_llm.commands.plan import plan_view
 from recsys_llm.commands.repository import init_repository
 from recsys_llm.commands.views import rebuild_view
@@ -123,6 +125,29 @@ def test_plan_and_rebuild_of_a_repository(tmp_path, data, capsys):
     assert "1 recovered" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="did you mean 'user_stats'"):
         plan_view(repository, "user_stat", start=START, end=now())
+
+
+WITHOUT_REGISTRY = {
+    "migrate status",  # the journal, which is of all registries
+    "text pretrain",
+    "text finetune",
+    "text evaluate",
+}
+"""Commands on a repository that open no registry."""
+
+
+def test_every_command_on_a_repository_takes_the_file_that_is_named():
+    def walk(command, path):
+        if hasattr(command, "commands"):  # a group
+            for name, inner in command.commands.items():
+                yield from walk(inner, [*path, name])
+        else:
+            yield " ".join(path), {option for parameter in command.params for option in parameter.opts}
+
+    options = dict(walk(typer.main.get_command(app), []))
+    on_repository = {name for name, known in options.items() if "-C" in known}
+    assert len(on_repository) > 15
+    assert {name for name in on_repository if "-f" not in options[name]} == WITHOUT_REGISTRY
 
 
 def test_every_command_reads_the_registry_of_the_file_that_is_named(tmp_path, data):

@@ -101,7 +101,12 @@ def test_workers_that_share_a_port_are_counted_together(tmp_path, monkeypatch):
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
     command = [sys.executable, "-c", WORKER, str(manifest), NOW.isoformat()]
     workers = [subprocess.Popen([*command, count], stdout=subprocess.PIPE, text=True) for count in ("3", "4")]
-    told = [ast.literal_eval(worker.communicate()[0]) for worker in workers]
+    try:
+        told = [ast.literal_eval(worker.communicate(timeout=120)[0]) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [0, 0]
     registry = CollectorRegistry()
     MultiProcessCollector(registry, path=str(folder))
 

@@ -65,7 +65,7 @@ def bench_online(*, store: str, candidates: int, runs: int, redis_url: str | Non
         return measure(world, candidates=candidates, runs=runs)
 
 
-def bench_repository(repository: Path, *, candidates: int, runs: int) -> dict[str, Any]:
+def bench_repository(repository: Path, *, candidates: int, runs: int, config_file: str | None = None) -> dict[str, Any]:
     """Time requests in a materialised repository, on its own store.
 
     Raises
@@ -73,7 +73,7 @@ def bench_repository(repository: Path, *, candidates: int, runs: int) -> dict[st
     DataError
         The repository holds no materialised users and items, or fewer items than candidates.
     """
-    return measure(world_of(repository, candidates), candidates=candidates, runs=runs)
+    return measure(world_of(repository, candidates, config_file), candidates=candidates, runs=runs)
 
 
 def measure(world: World, *, candidates: int, runs: int) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def build_world(folder: Path, *, items: int, store: str, redis_url: str | None, 
     return World(opened, USER_KEY, catalogue, SERVICE)
 
 
-def world_of(repository: Path, items: int) -> World:
+def world_of(repository: Path, items: int, config_file: str | None = None) -> World:
     """Return a user and items of a materialised repository.
 
     Raises
@@ -100,7 +100,7 @@ def world_of(repository: Path, items: int) -> World:
     catalogue = _keys(repository, schema.ITEM_TEXT_EMBEDDING, schema.ITEM_ID)
     if len(catalogue) < items:
         raise DataError(f"{repository}: holds {len(catalogue)} items, fewer than {items} candidates; ask for fewer")
-    return World(open_store(repository), users[0], tuple(catalogue), schema.RANKER)
+    return World(open_store(repository, config_file=config_file), users[0], tuple(catalogue), schema.RANKER)
 
 
 def drop_world(world: World) -> None:

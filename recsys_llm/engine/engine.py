@@ -73,9 +73,10 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
         producer, started = COPIED, time.perf_counter()
         configure_logs()
         try:
-            tag, interval = ProducerTag.of(view.name, view.tags), _interval(task)
+            tag = ProducerTag.of(view.name, view.tags)
+            producer = producer if tag is None else tag.producer
+            interval = _interval(task)
             if tag is not None:
-                producer = tag.producer
                 click.echo(str(self._compute(view, tag, *interval)))
                 ledger = partial(open_ledger, load_config(self.repo_config.repo_path))
                 keep_intervals(registry, str(self.repo_config.registry.path), view, ledger)

@@ -7,15 +7,19 @@ import os
 import resource
 import shutil
 import subprocess
+import traceback
 from collections.abc import Callable, Iterator
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from recsys_llm import schema
+from recsys_llm.commands.feast_cli import FeastCommandError
 from tests.faults.crashes import POINTS, VIEW, begin_again, kill_and_check, newest, read, times
 from tests.faults.processes import join, spawn
-from tests.workspace import materialize, offline
+from tests.workspace import START, feast, materialize, offline
 
 pytestmark = pytest.mark.faults
 
@@ -44,7 +48,7 @@ def test_a_full_disk_loses_nothing(repository, limit):
 
     def run_out_of_space() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        materialize(repository, VIEW, end=moments[-1])
+        materialize_by_command(repository, moments[-1])
 
     fails_and_recovers(repository, run_out_of_space, lambda: None)
 
@@ -57,7 +61,8 @@ def test_a_full_file_system_loses_nothing(repository, left):
     data = repository / "data"
     with small_disk(data):
         fill(data / "filler", left)
-        fails_and_recovers(repository, lambda: materialize(repository, VIEW, end=moments[-1]), (data / "filler").unlink)
+        run = partial(materialize_by_command, repository, moments[-1])
+        fails_and_recovers(repository, run, (data / "filler").unlink)
 
 
 @contextlib.contextmanager
@@ -87,11 +92,24 @@ def fill(file: Path, left: int) -> None:
     file.write_bytes(bytes(max(0, status.f_bavail * status.f_frsize - left)))
 
 
+def check_out_of_space(work: Callable[[], object]) -> None:
+    """Run `feast materialize`, which must end with an error, and for want of space."""
+    with pytest.raises(FeastCommandError, match="ended with 1") as failed:
+        work()
+    told = "".join(traceback.format_exception(failed.value)).lower()
+    assert any(reason in told for reason in ("file too large", "no space left", "disk is full", "disk i/o error")), told
+
+
+def materialize_by_command(repository: Path, end: datetime) -> None:
+    """Run Feast's own command: its exit status is what scripts see."""
+    feast(repository, "materialize", f"{START:%Y-%m-%dT%H:%M:%S}", f"{end:%Y-%m-%dT%H:%M:%S}", "-v", VIEW)
+
+
 def fails_and_recovers(repository: Path, work: Callable[[], None], make_room: Callable[[], object]) -> None:
     """Run out of space: an error, the old rows are kept, and the next run completes."""
     end = times(repository)[-1]
     before, serving = offline(repository, VIEW), read(repository, list(newest(offline(repository, VIEW))))
-    assert join(spawn(work))[0] == 1
+    assert join(spawn(lambda: check_out_of_space(work)))[0] == 0
     found = offline(repository, VIEW)
     kept = found.merge(before[[schema.USER_ID, schema.EVENT_TIMESTAMP]], on=[schema.USER_ID, schema.EVENT_TIMESTAMP])
     assert kept.map(repr).values.tolist() == before.map(repr).values.tolist()

@@ -19,6 +19,7 @@ from recsys_llm.commands.operations.opening import stored_view
 from recsys_llm.commands.operations.repairing import compact_view, repair_view
 from recsys_llm.errors import ConfigError, DataError, LedgerError
 from recsys_llm.producers import maintenance
+from recsys_llm.producers.user_statistics import UserStatistics
 from recsys_llm.retrieval import open_store
 from recsys_llm.timestamps import now
 from tests.operations.conftest import FORGOTTEN
@@ -55,11 +56,13 @@ def empty_online(repository: Path, server) -> None:
         admin.flushall()
 
 
+@pytest.mark.faults
 def test_repair_fills_an_emptied_store_without_computing(repository, server, monkeypatch):
     expected, rows = served(repository), stored(repository)
     empty_online(repository, server)
     assert set(served(repository).values()) == {None}
-    monkeypatch.setattr("recsys_llm.producers.open_producer", None)  # no model is loaded
+    monkeypatch.setattr(UserStatistics, "compute", None)  # none is computed again
+    monkeypatch.setattr("recsys_llm.engine.engine.open_producer", None)  # nor is a model loaded
     assert repair_view(repository, USERS) == len(rows)
     assert served(repository) == expected
     assert stored(repository) == rows

@@ -282,7 +282,6 @@ def test_an_altered_part_is_refused(world):
 @pytest.mark.parametrize("broken", range(len(ROWS)))
 def test_a_broken_vector_is_refused_by_its_row_and_nothing_of_its_chunk_is_stored(world, broken, vector, problem):
     producer = FakeProducer(ROWS, chunk_rows=4)
-    producer.manifest["dim"] = "2"
     item, day, text = producer.rows[broken]
     producer.broken[text] = vector
     with pytest.raises(

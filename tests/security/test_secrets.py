@@ -195,6 +195,13 @@ DATABASES: dict[str, Callable[[sa.URL], str]] = {
     # As many write it at first.
     "not encoded": lambda url: shown(url.set(password="HERE")).replace("HERE", canary.POSTGRES),
     "an at sign": lambda url: shown(url.set(password="HERE")).replace("HERE", f"{canary.TOKEN}@{canary.TOKEN}"),
+    "an at sign behind another character": lambda url: shown(url.set(password="HERE")).replace(
+        "HERE", f"{canary.TOKEN}?{canary.TOKEN}@{canary.TOKEN}"
+    ),
+    "a space": lambda url: shown(url.set(password="HERE")).replace("HERE", f"{canary.TOKEN} {canary.TOKEN}"),
+    "in the query": lambda url: shown(
+        url.set(password=None, username=None, query={"user": "nobody", "password": canary.POSTGRES})
+    ),
     "no URL": lambda url: canary.POSTGRES,
 }
 READERS = {
@@ -202,9 +209,9 @@ READERS = {
     "WAREHOUSE_URL": ("materialize", "plan"),
     "LEDGER_URL": ("materialize", "repair"),
 }
-REDISES = {
+REDISES: dict[str, dict[str, str]] = {
     "wrong password": {"REDIS_PASSWORD": canary.WRONG},
-    "nobody listens": {"REDIS_ADDRESS": f"127.0.0.1:{closed_port()}"},
+    "nobody listens": {"REDIS_ADDRESS": "127.0.0.1:CLOSED"},
     "a URL": {"REDIS_ADDRESS": f"redis://:{canary.REDIS}@127.0.0.1:6379"},
     "a URL, encoded": {"REDIS_ADDRESS": f"redis://:{quote(canary.REDIS, safe='')}@127.0.0.1:6379"},
     "in the address": {"REDIS_ADDRESS": f"127.0.0.1:6379,password={canary.REDIS}"},
@@ -246,7 +253,7 @@ def test_a_database_that_fails(production, monkeypatch, caplog, capfd, variable,
 def test_a_redis_that_fails(production, monkeypatch, caplog, capfd, failure):
     caplog.set_level(logging.DEBUG)
     for variable, value in REDISES[failure].items():
-        monkeypatch.setenv(variable, value)
+        monkeypatch.setenv(variable, value.replace("CLOSED", str(closed_port())))
     for what in ("lookup", "materialize", "repair"):
         fails(production, what)
     assert hits("logs", caplog.text) == []
