@@ -32,7 +32,7 @@ ALLOWED = {
     "storage": {"errors", "schema"},
     "training_state": {"errors", "files"},
     "registry_guard": {"errors", "passwords", "schema", "registry_schema"},
-    "registry_schema": {"errors"},
+    "registry_schema": {"errors", "passwords"},
     "stores": BASE,
     "sources": BASE,
     "text": BASE,
