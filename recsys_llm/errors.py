@@ -17,6 +17,7 @@
     ├── FingerprintError      two model versions would be mixed
     ├── ExecutorError         work on other processes could not be done
     ├── LedgerError           the ledger is locked by another run, or contradicts the parts
+    │   └── PartError         a stored part was altered, or can't be read
     ├── MigrationError        services can't be moved to a new version: rows are missing, or the repository disagrees
     └── RetrievalError        a training set or a lookup can't be answered
         ├── ServiceError      the feature service is unknown, or lacks what is asked of it
@@ -92,6 +93,10 @@ class ExecutorError(RecsysLLMError):
 
 class LedgerError(RecsysLLMError):
     """The ledger is held by another run, or contradicts the parts on disk."""
+
+
+class PartError(LedgerError):
+    """A stored part is not as it was written, or can't be read."""
 
 
 class MigrationError(RecsysLLMError):

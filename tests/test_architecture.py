@@ -14,7 +14,7 @@ import recsys_llm
 PACKAGE = Path(recsys_llm.__file__).parent
 
 BASE = {"errors", "files", "schema", "timestamps", "config", "bootstrap", "storage", "training_state", "registry_guard"}
-BASE |= {"metrics", "logs", "passwords", "registry_schema"}
+BASE |= {"metrics", "logs", "passwords", "registry_schema", "part_names"}
 WRITE = {"sources", "text", "seqgan", "producers", "engine"}
 READ = {"retrieval", "ranking"}
 TOP = {"streaming", "commands", "bench", "cli", "cli_options"}
@@ -24,6 +24,7 @@ ALLOWED = {
     "files": set(),
     "metrics": {"errors"},
     "logs": {"passwords"},
+    "part_names": {"errors", "files"},
     "passwords": {"errors"},
     "schema": set(),
     "timestamps": {"errors"},

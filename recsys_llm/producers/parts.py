@@ -1,28 +1,24 @@
 """Part files: a view's computed rows on disk, read by any Feast offline store that reads parquet.
 
-A part appears whole or not at all (temporary file, fsync, rename), and its name is the SHA-256 of the file, so that a
-single altered bit is noticed when it is read.
+A part appears whole or not at all (temporary file, fsync, rename).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys_llm.errors import FingerprintError, LedgerError
-from recsys_llm.files import replaced_file, sha256_of, sync_directory
+from recsys_llm.errors import FingerprintError, PartError
+from recsys_llm.files import replaced_file, sync_directory
+from recsys_llm.part_names import check_part, part_name
 from recsys_llm.schema import CREATED_TIMESTAMP, TAG
 
 METADATA_KEY = TAG.encode()
-DIGEST_LENGTH = 40
-_NAME = re.compile(f"part-([0-9a-f]{{{DIGEST_LENGTH}}})\\.parquet")
-"""Parts of earlier versions have shorter names, and no checksum but those of their pages."""
 
 
 class Parts:
@@ -42,7 +38,6 @@ class Parts:
         self.directory = directory
         self.view = view
         self.manifest = manifest
-        self._verified: set[str] = set()
 
     def names(self) -> list[str]:
         """Return the file names of all parts that hold rows, sorted."""
@@ -55,8 +50,8 @@ class Parts:
         ------
         FingerprintError
             A part was computed by another model than this view's.
-        LedgerError
-            A file is no part of ours.
+        PartError
+            A file is no part of ours, or was altered.
         """
         return sorted(names, key=lambda name: (self.read(name, [CREATED_TIMESTAMP]).column(0)[0].as_py(), name))
 
@@ -92,17 +87,15 @@ class Parts:
         ------
         FingerprintError
             The part was computed by another model than this view's.
-        LedgerError
-            The file is no part of ours.
+        PartError
+            The file is no part of ours, or was altered.
         """
         file = self.directory / name
-        self._verify(name)
         try:
+            check_part(file, self.view)
             table = pq.read_table(file, columns=columns, page_checksum_verification=True)
         except (OSError, pa.ArrowInvalid) as error:
-            raise LedgerError(
-                f"{file}: can't be read as a part ({error}); move it out of the view's directory"
-            ) from None
+            raise PartError(f"{file}: can't be read as a part ({error}); move it out of the view's directory") from None
         written = _manifest_in(table.schema)
         if written.get("fingerprint") != self.manifest["fingerprint"]:
             raise FingerprintError(
@@ -126,22 +119,6 @@ class Parts:
         for file in self.directory.parent.glob(f".{self.view}.*.tmp"):
             file.unlink()
 
-    def _verify(self, name: str) -> None:
-        """Refuse a part that is not as it was written, once for each file that is read."""
-        match = _NAME.fullmatch(name)
-        if match is None or name in self._verified:
-            return
-        try:
-            found = sha256_of(self.directory / name)
-        except OSError as error:
-            raise LedgerError(f"{self.directory / name}: can't be read as a part ({error.strerror})") from None
-        if not found.startswith(match[1]):
-            raise LedgerError(
-                f"{self.directory / name}: expected SHA-256 {match[1]}..., found {found[: len(match[1])]}...: the file "
-                f"was altered or damaged; restore it, or delete it and run `recsys-llm rebuild {self.view}`"
-            )
-        self._verified.add(name)
-
     def _write(self, table: pa.Table, name: str | None) -> str:
         """Write a file under a name, or under that of its own SHA-256, and return the name."""
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -151,7 +128,7 @@ class Parts:
         try:
             rows = table.replace_schema_metadata(metadata)
             pq.write_table(rows, temporary, compression="zstd", write_page_checksum=True)
-            name = name or f"part-{sha256_of(temporary)[:DIGEST_LENGTH]}.parquet"
+            name = name or part_name(temporary)
             with replaced_file(self.directory / name, temporary=temporary):
                 pass  # it is written already: its name had to be known first
         finally:
@@ -165,8 +142,17 @@ def part_files(directory: Path) -> list[Path]:
 
 
 def read_manifest(file: Path) -> dict[str, str]:
-    """Return the view and fingerprints that a part was written with; empty for a file that is no part."""
-    return _manifest_in(pq.read_schema(file))
+    """Return the view and fingerprints that a part was written with; empty for a file that is no part.
+
+    Raises
+    ------
+    PartError
+        The file can't be read.
+    """
+    try:
+        return _manifest_in(pq.read_schema(file))
+    except (OSError, pa.ArrowInvalid, ValueError) as error:
+        raise PartError(f"{file}: can't be read as a part ({error}); move it out of the view's directory") from None
 
 
 def _manifest_in(schema: pa.Schema) -> dict[str, str]:

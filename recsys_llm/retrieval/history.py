@@ -48,6 +48,7 @@ def distinct_pairs(ids: npt.NDArray[np.object_], micros: npt.NDArray[np.int64]) 
     return first, np.asarray(rows, dtype=np.int64)
 
 
+@parts.of_present_parts
 def history(
     store: feast.FeatureStore,
     views: Sequence[View],
@@ -84,6 +85,8 @@ def history(
     RetrievalError
         A view was never materialised, the offline store returned rows that were not asked for, or row ids and parts
         contradict each other.
+    PartError
+        A stored part was altered.
     """
     if len(ids):
         _check_materialised(views)
@@ -116,6 +119,7 @@ def _check_materialised(views: Sequence[View]) -> None:
                 f"view {view.name}: there are no parts at {view.parts}; run `feast materialize START END -v "
                 f"{view.name}` first"
             )
+        parts.check_intact(view)
 
 
 def _join(

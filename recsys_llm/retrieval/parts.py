@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,15 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from recsys_llm.errors import FingerprintError, RetrievalError
+from recsys_llm.errors import FingerprintError, PartError, RetrievalError
+from recsys_llm.part_names import check_part
 from recsys_llm.retrieval.columns import Column, Kind, combined, empty, from_arrow, with_missing
 from recsys_llm.retrieval.service import Feature, Service, View, known_dimensions, unmeasured
 from recsys_llm.schema import BRIDGES_TAG, CREATED_TIMESTAMP, ROW_ID, TAG, VECTOR_TAG
 from recsys_llm.storage import VectorStorage
+
+_Asked = ParamSpec("_Asked")
+_Found = TypeVar("_Found")
 
 METADATA_KEY = TAG.encode()
 SCAN_ROWS = 8192
@@ -58,6 +63,42 @@ def files(view: View) -> list[Path]:
     return sorted(Path(found) for found in glob.glob(view.parts))
 
 
+def check_intact(view: View) -> None:
+    """Refuse altered parts of a view before any is read; files that this process has read already cost next to nothing.
+
+    Raises
+    ------
+    PartError
+        A part is not as it was written.
+    """
+    for file in files(view):
+        check_part(file, view.name)
+
+
+def of_present_parts(read: Callable[_Asked, _Found]) -> Callable[_Asked, _Found]:
+    """Let a function read once more where parts were exchanged (`compact`, `forget`) after it had listed them.
+
+    Raises
+    ------
+    RetrievalError
+        They were exchanged a second time.
+    """
+
+    @wraps(read)
+    def of_present(*arguments: _Asked.args, **options: _Asked.kwargs) -> _Found:
+        try:
+            return read(*arguments, **options)
+        except FileNotFoundError:
+            pass  # what holds its rows now is listed below
+        try:
+            return read(*arguments, **options)
+        except FileNotFoundError as error:
+            raise RetrievalError(f"parts were exchanged while they were read, twice ({error}); ask again") from None
+
+    return of_present
+
+
+@of_present_parts
 def measured(service: Service) -> Service:
     """Fill in lengths of vectors from the parts, where there are any."""
     lengths = {feature.column: dimension(view, feature) for view, feature in unmeasured(service)}
@@ -68,7 +109,7 @@ def measured(service: Service) -> Service:
 def dimension(view: View, feature: Feature) -> int | None:
     """Return the length of a vector feature's first stored value; None where there is none."""
     for file in files(view):
-        with pq.ParquetFile(file) as parquet:
+        with _opened(file) as parquet:
             if feature.name not in parquet.schema_arrow.names:
                 continue
             for batch in parquet.iter_batches(batch_size=64, columns=[feature.name]):
@@ -78,6 +119,19 @@ def dimension(view: View, feature: Feature) -> int | None:
     return None
 
 
+@contextmanager
+def _opened(file: Path) -> Iterator[pq.ParquetFile]:
+    """Open a part for what a lookup wants to know of it: its checksum takes longer than that, its pages' don't."""
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            yield parquet
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowInvalid, ValueError) as error:
+        raise PartError(f"{file}: can't be read as a part ({error}); run `recsys-llm doctor`") from None
+
+
+@of_present_parts
 def provenance(service: Service) -> dict[str, Provenance]:
     """Return what computed each view, from the metadata of its parts.
 
@@ -88,6 +142,8 @@ def provenance(service: Service) -> dict[str, Provenance]:
     FingerprintError
         Parts of one view carry two fingerprints, or vectors in another form than the view's tag says; or two views of
         the service hold vectors of two text encoders, or of two sequence models.
+    PartError
+        A part can't be read.
     """
     found = {view.name: _of_view(view) for view in service.views}
     for view in service.views:
@@ -151,8 +207,9 @@ def _manifest(file: str, modified: int) -> Provenance:
 @lru_cache(maxsize=4096)
 def _metadata(file: str, modified: int) -> dict[str, Any]:
     """Return the manifest of a part. ``modified`` is there to read an altered file anew."""
-    metadata = pq.read_metadata(file).metadata or {}
-    return dict(json.loads(metadata.get(METADATA_KEY, b"{}")))
+    with _opened(Path(file)) as parquet:
+        metadata = parquet.metadata.metadata or {}
+        return dict(json.loads(metadata.get(METADATA_KEY, b"{}")))
 
 
 def gather(view: View, row_ids: npt.NDArray[np.int64]) -> dict[str, Column]:

@@ -9,7 +9,7 @@ import pytest
 
 from recsys_llm import schema
 from recsys_llm.errors import RetrievalError, RowError, SchemaError, ServiceError, StoreError
-from recsys_llm.retrieval import FeatureClient, Status
+from recsys_llm.retrieval import FeatureClient, Status, parts
 from tests.retrieval.feast_repository import (
     DIMENSION,
     EVERYTHING,
@@ -49,6 +49,35 @@ def test_rows_keep_order_index_and_other_columns(repository, client):
 def _reset(frame, asked):
     others = [name for name in asked.columns if name not in (schema.USER_ID, schema.ITEM_ID)]
     return frame.drop(columns=others).reset_index(drop=True)
+
+
+def exchanged_after_listing(repository, monkeypatch, times):
+    """Give the parts other names whenever they were listed, so many times: what `recsys-llm compact` does meanwhile."""
+    listed, left = parts.files, [times]
+
+    def files(view):
+        found = listed(view)
+        if view.name == schema.ITEM_TEXT_EMBEDDING and left[0]:
+            left[0] -= 1
+            for number, file in enumerate(found):
+                file.rename(file.with_name(f"exchanged-{left[0]}-{number}.parquet"))
+        return found
+
+    monkeypatch.setattr(parts, "files", files)
+
+
+def test_parts_that_are_exchanged_while_they_are_read(repository, client, monkeypatch):
+    fill(repository)
+    asked = examples(*ASKED)
+    expected = client.training_set(asked, service=EVERYTHING).to_pandas()
+    for times in (1, 20):
+        with monkeypatch.context() as patch:
+            exchanged_after_listing(repository, patch, times)
+            if times == 1:
+                pd.testing.assert_frame_equal(client.training_set(asked, service=EVERYTHING).to_pandas(), expected)
+            else:
+                with pytest.raises(RetrievalError, match="exchanged while they were read, twice .*; ask again"):
+                    client.training_set(asked, service=EVERYTHING)
 
 
 def test_a_join_in_pieces_is_the_same_join(repository, client, monkeypatch):
