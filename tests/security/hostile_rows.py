@@ -51,6 +51,14 @@ def stored(repository: Path, table: str, column: str, where: str, value: str) ->
     return bytes(found)
 
 
+def replace(repository: Path, table: str, column: str, where: str, value: str, content: bytes) -> None:
+    connection = sqlite3.connect(repository / "data" / "registry.db")
+    with connection:
+        changed = connection.execute(f"update {table} set {column} = ? where {where} = ?", [content, value]).rowcount
+    connection.close()
+    assert changed == 1
+
+
 def view_with_function(repository: Path, canary: Path) -> FeatureViewProto:
     raw = stored(repository, "feature_views", "feature_view_proto", "feature_view_name", schema.ITEM_STATS)
     proto = FeatureViewProto.FromString(raw)

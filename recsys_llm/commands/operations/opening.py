@@ -39,9 +39,20 @@ class StoredView:
         return str(self.definition.join_keys[0])
 
     @property
+    def directory(self) -> Path:
+        """Where the parts lie.
+
+        Raises
+        ------
+        ConfigError
+            Outside the repository.
+        """
+        return parts_directory(self.definition, Path(self.store.repo_path))
+
+    @property
     def parts(self) -> Parts:
         """The parts; what is written anew says of itself what the first part does."""
-        directory = parts_directory(self.definition)
+        directory = self.directory
         manifest = next((read_manifest(file) for file in part_files(directory)), {})
         bound = self.ledger.fingerprint(self.name)
         manifest |= {} if bound is None else {"fingerprint": bound}
