@@ -13,6 +13,17 @@ from pathlib import Path
 from typing import Any
 
 
+def is_plain_name(name: Any) -> bool:
+    """Return whether ``name`` is that of a file in a directory at hand, and leads to no other directory.
+
+    Examples
+    --------
+    >>> is_plain_name("items.safetensors"), is_plain_name("../items.safetensors"), is_plain_name("..")
+    (True, False, False)
+    """
+    return isinstance(name, str) and Path(name).name == name and name != ".." and "\0" not in name
+
+
 @contextlib.contextmanager
 def replaced_file(target: Path, *, temporary: Path | None = None) -> Iterator[Path]:
     """Hand out a temporary path; on success it is synced and takes the place of ``target``, otherwise it is removed.

@@ -111,11 +111,12 @@ VECTOR_TAG: Final = "recsys_llm_vector"
 """Tag of a view with compressed vectors: how to decode them."""
 BRIDGES_TAG: Final = "recsys_llm_bridges"
 """Tag of a bridged view: the fingerprint of the view that it stands in for, for readers that have no parts."""
-NAME_PATTERN: Final = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
+NAME_PATTERN: Final = re.compile(r"^[a-z][a-z0-9_]{0,62}\Z")
+"""``\\Z``, for ``$`` lets a line break at the end pass."""
 
 VERSIONS_FILE: Final = "versions.yaml"
 """Which view services read in place of which; `recsys-llm migrate` writes it, :func:`current_views` follows it."""
-_VERSION: Final = re.compile(r"_v[0-9]+(_.*)?$")
+_VERSION: Final = re.compile(r"_v[0-9]+(_.*)?\Z")
 
 
 def producer_tag(producer: str, *, source: str, model: str | None = None) -> dict[str, str]:

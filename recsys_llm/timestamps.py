@@ -27,7 +27,7 @@ BEGINNING = datetime(1970, 1, 2, tzinfo=UTC)
 FUTURE_TOLERANCE = timedelta(minutes=5)
 """A row stamped later than now plus this is refused: on Redis it would block every later write."""
 
-_GRANULARITY = re.compile(r"^([1-9][0-9]*)(m|h|d)$")
+_GRANULARITY = re.compile(r"^([1-9][0-9]*)(m|h|d)\Z")
 _UNITS = {"m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 
 

@@ -14,7 +14,7 @@ import recsys_llm
 PACKAGE = Path(recsys_llm.__file__).parent
 
 BASE = {"errors", "files", "schema", "timestamps", "config", "bootstrap", "storage", "training_state", "registry_guard"}
-BASE |= {"metrics", "logs", "passwords", "registry_schema", "part_names"}
+BASE |= {"metrics", "logs", "passwords", "registry_schema", "registry_rows", "part_names"}
 WRITE = {"sources", "text", "seqgan", "producers", "engine"}
 READ = {"retrieval", "ranking"}
 TOP = {"streaming", "commands", "bench", "cli", "cli_options"}
@@ -32,7 +32,8 @@ ALLOWED = {
     "bootstrap": {"errors"},
     "storage": {"errors", "schema"},
     "training_state": {"errors", "files"},
-    "registry_guard": {"errors", "passwords", "schema", "registry_schema"},
+    "registry_guard": {"errors", "passwords", "registry_rows", "registry_schema"},
+    "registry_rows": {"schema"},
     "registry_schema": {"errors", "passwords"},
     "stores": BASE,
     "sources": BASE,

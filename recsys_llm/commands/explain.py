@@ -18,7 +18,7 @@ from recsys_llm.retrieval import open_store
 from recsys_llm.retrieval.online import NO_ROW, Request, open_reader
 from recsys_llm.retrieval.store import known_view
 from recsys_llm.schema import CONTENT_HASH, CREATED_TIMESTAMP, EVENT_TIMESTAMP, ROW_ID
-from recsys_llm.sources.connection import open_duckdb
+from recsys_llm.sources.connection import open_duckdb, quoted
 from recsys_llm.timestamps import MICROSECOND, as_utc, from_micros, now
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def explain_row(
     store, config = open_store(repository, config_file=config_file), load_config(repository)
     definition = known_view(store, view)
     tag = view_tag(definition)
-    row = _newest(definition, key, now() if at is None else as_utc(at, name="at"))
+    row = _newest(config.root, definition, key, now() if at is None else as_utc(at, name="at"))
     manifest = read_manifest(Path(row["filename"]))
     text, source = _origin(open_producer(view, tag, config), key, row, manifest)
     return Explanation(
@@ -95,13 +95,13 @@ def explain_row(
     )
 
 
-def _newest(view: feast.FeatureView, key: str, at: datetime) -> dict[str, Any]:
-    files, join_key = [str(file) for file in part_files(parts_directory(view))], view.join_keys[0]
+def _newest(root: Path, view: feast.FeatureView, key: str, at: datetime) -> dict[str, Any]:
+    files, join_key = [str(file) for file in part_files(parts_directory(view, root))], view.join_keys[0]
     columns = [EVENT_TIMESTAMP, CREATED_TIMESTAMP, CONTENT_HASH]
     columns += [ROW_ID] if any(field.name == ROW_ID for field in view.features) else []
     query = f"""
         SELECT {", ".join(columns)}, filename FROM read_parquet(?, filename = true)
-        WHERE {join_key} = ? AND {EVENT_TIMESTAMP} <= ?
+        WHERE {quoted(join_key)} = ? AND {EVENT_TIMESTAMP} <= ?
         ORDER BY {EVENT_TIMESTAMP} DESC, {CREATED_TIMESTAMP} DESC LIMIT 1
     """
     rows: list[dict[str, Any]] = []

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,11 +71,11 @@ def catalogue_vectors(
         No item is known before ``until``.
     """
     texts = _newest_texts(config, settings, until, end)
-    view = next((view for view in views if _is_materialised(view)), None)
+    view = next((view for view in views if _is_materialised(view, config.root)), None)
     # Rows of an encoder that was trained until then are stamped at that very time, whatever the age of their texts.
     if view is None or encoder.trained_until == until:
         return _encoded(encoder, texts, until, progress)
-    directory = parts_directory(view)
+    directory = parts_directory(view, config.root)
     manifest = read_manifest(part_files(directory)[0])
     expected = fingerprint_of({"encoder": encoder.fingerprint, "template": settings.template})
     if manifest["fingerprint"] != expected:
@@ -95,9 +96,9 @@ def catalogue_vectors(
     return CatalogueVectors(fitting.vectors, found.item_ids, found.vectors, view.name)
 
 
-def _is_materialised(view: feast.FeatureView) -> bool:
+def _is_materialised(view: feast.FeatureView, root: Path) -> bool:
     tag = ProducerTag.of(view.name, view.tags)
-    return tag is not None and tag.source == "items" and bool(part_files(parts_directory(view)))
+    return tag is not None and tag.source == "items" and bool(part_files(parts_directory(view, root)))
 
 
 def _encoded(

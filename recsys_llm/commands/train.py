@@ -224,4 +224,4 @@ class _Task:
         if self.model.item_vectors is None:
             return None
         view = feature_view(self.config.root, self.model.item_vectors, config_file=self.config_file)
-        return item_vectors(parts_directory(view), view.name, before=until)
+        return item_vectors(parts_directory(view, self.config.root), view.name, before=until)

@@ -24,7 +24,7 @@ def _known_granularity(text: str) -> str:
 
 
 def _known_name(text: str) -> str:
-    if NAME_PATTERN.match(text) is None:
+    if NAME_PATTERN.fullmatch(text) is None:
         raise ValueError(f"a name must match {NAME_PATTERN.pattern}, found {text!r}")
     return text
 

@@ -113,7 +113,7 @@ class FeatureComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast s
                     view.name,
                     producer,
                     ledger,
-                    Parts(parts_directory(view), view.name, producer.manifest),
+                    Parts(parts_directory(view, config.root), view.name, producer.manifest),
                     publish,
                     store=store,
                     start=start,
@@ -157,13 +157,21 @@ def _echo_older(view: str, written: Written) -> None:
         click.echo(f"{view}: {written.older:,} rows left out, since the online store holds newer ones")
 
 
-def parts_directory(view: FeatureView) -> Path:
+def parts_directory(view: FeatureView, root: Path) -> Path:
     """Return the directory that a computed view's source names.
+
+    Files are written and removed there, and the name comes from the registry: so it has to lie in the repository.
+
+    Parameters
+    ----------
+    root
+        The feature repository.
 
     Raises
     ------
     ConfigError
-        The view is no plain one, or its source is no directory of parquet parts.
+        The view is no plain one, its source is no directory of parquet parts, or it lies outside ``root``, links
+        followed.
     """
     source = view.batch_source
     if type(view) is not FeatureView or not isinstance(source, FileSource):
@@ -175,7 +183,16 @@ def parts_directory(view: FeatureView) -> Path:
         raise ConfigError(
             f"view {view.name}: its source must be an absolute path of a local directory, found {source.path!r}"
         )
-    return Path(source.path)
+    directory, inside = Path(source.path), root.resolve()
+    found = directory.resolve()
+    if found == inside or not found.is_relative_to(inside):
+        raise ConfigError(
+            f"view {view.name}: expected its parts in a directory of this repository, {inside}, found {directory}"
+            f"{'' if found == directory else f' (which is {found})'}, outside of it; nothing was read or written. "
+            "Correct data_sources.py and run `feast apply`; if it is right there, the registry is another "
+            "repository's, or somebody changed the row"
+        )
+    return directory
 
 
 def _interval(task: MaterializationTask) -> tuple[datetime, datetime]:

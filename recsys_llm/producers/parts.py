@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys_llm.errors import FingerprintError, PartError
-from recsys_llm.files import replaced_file, sync_directory
+from recsys_llm.errors import FingerprintError, LedgerError, PartError
+from recsys_llm.files import is_plain_name, replaced_file, sync_directory
 from recsys_llm.part_names import check_part, part_name
 from recsys_llm.schema import CREATED_TIMESTAMP, TAG
 
@@ -90,7 +90,7 @@ class Parts:
         PartError
             The file is no part of ours, or was altered.
         """
-        file = self.directory / name
+        file = self._file(name)
         try:
             check_part(file, self.view)
             table = pq.read_table(file, columns=columns, page_checksum_verification=True)
@@ -106,18 +106,33 @@ class Parts:
 
     def rows(self, name: str) -> int:
         """Return the number of rows of a part, from its footer."""
-        return int(pq.read_metadata(self.directory / name).num_rows)
+        return int(pq.read_metadata(self._file(name)).num_rows)
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove parts; those that are gone already are fine."""
+        """Remove parts; those that are gone already are fine.
+
+        Raises
+        ------
+        LedgerError
+            A name is none of a file in the view's directory.
+        """
         for name in names:
-            (self.directory / name).unlink(missing_ok=True)
+            self._file(name).unlink(missing_ok=True)
         sync_directory(self.directory)
 
     def sweep(self) -> None:
         """Remove what killed runs left unfinished; the caller holds the view's lock."""
         for file in self.directory.parent.glob(f".{self.view}.*.tmp"):
             file.unlink()
+
+    def _file(self, name: str) -> Path:
+        """Return where a part lies; the name may come from the ledger, which others may write to."""
+        if not is_plain_name(name):
+            raise LedgerError(
+                f"view {self.view}: expected the name of a part, found {name!r} in the ledger; nothing was read or "
+                "removed. Find out who changed the ledger, and delete that row"
+            )
+        return self.directory / name
 
     def _write(self, table: pa.Table, name: str | None) -> str:
         """Write a file under a name, or under that of its own SHA-256, and return the name."""

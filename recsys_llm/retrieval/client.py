@@ -13,6 +13,7 @@ import pandas as pd
 from recsys_llm import timestamps as clock
 from recsys_llm.errors import SchemaError, ServiceError, did_you_mean
 from recsys_llm.metrics import LookupMetrics
+from recsys_llm.registry_guard import check_kind, guard_registries
 from recsys_llm.retrieval import parts
 from recsys_llm.retrieval.blocks import EntityBlock
 from recsys_llm.retrieval.caches import ItemCaches
@@ -78,6 +79,9 @@ class FeatureClient(OnlineClient):
     ) -> None:
         if (repository is None) == (store is None):
             raise SchemaError("FeatureClient: expected either a repository or store=, found both or none; give one")
+        if store is not None:
+            guard_registries()
+            check_kind(store.config.registry)
         self._repository = repository
         self._config_file = config_file
         self._store = store

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from recsys_llm.config import absolute_sqlite_url, yaml_problem
 from recsys_llm.errors import ConfigError, did_you_mean
 from recsys_llm.passwords import without_passwords
-from recsys_llm.registry_guard import guard_registries
+from recsys_llm.registry_guard import check_kind, guard_registries
 
 if TYPE_CHECKING:
     import feast
@@ -32,7 +32,7 @@ def open_store(repository: Path | str, *, config_file: str | None = None) -> fea
     ConfigError
         There is no such file, or Feast refuses it.
     UnsafeRegistryError
-        The registry holds a row that would run code.
+        The registry holds a row that would run code, or is of a kind that can't be checked for it.
     """
     import feast
     import yaml
@@ -52,6 +52,7 @@ def open_store(repository: Path | str, *, config_file: str | None = None) -> fea
     if problem is not None:  # here, so that what was caught, and holds the file's values, isn't kept as the context
         raise ConfigError(f"{file}: {problem}")
     guard_registries()
+    check_kind(config.registry)
     if isinstance(config.registry.path, str):
         config.registry.path = absolute_sqlite_url(config.registry.path, root)
     return feast.FeatureStore(repo_path=str(root), config=config)

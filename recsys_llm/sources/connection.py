@@ -15,3 +15,14 @@ def open_duckdb(config: Mapping[str, object] | None = None) -> Iterator[duckdb.D
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET enable_progress_bar = false")
         yield connection
+
+
+def quoted(identifier: str) -> str:
+    """Return a column or table as SQL takes it, whatever its name is.
+
+    Examples
+    --------
+    >>> quoted('user_id"; drop table users')
+    '"user_id""; drop table users"'
+    """
+    return '"' + identifier.replace('"', '""') + '"'

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from recsys_llm.errors import DataError, RowError, SchemaError
 from recsys_llm.sources.base import BATCH_ROWS, Predicate, rechunk, require_columns, require_timestamp
-from recsys_llm.sources.connection import open_duckdb
+from recsys_llm.sources.connection import open_duckdb, quoted
 from recsys_llm.timestamps import BEGINNING, as_utc
 
 MEMORY_LIMITS = (("512MB", 4), ("512MB", 1), ("2GB", 1))
@@ -84,7 +84,7 @@ class ParquetSource:
         self._require_whole_microseconds()
         where, parameters = self._where(start, end, start is None if null_timestamps is None else null_timestamps)
         order = ", ".join(self._sort_key(column) for column in order_by)
-        select = ", ".join(f"{self._value(column)} AS {_quoted(column)}" for column in wanted)
+        select = ", ".join(f"{self._value(column)} AS {quoted(column)}" for column in wanted)
         sql = f"SELECT {select} FROM read_parquet(?, hive_partitioning = false) WHERE {where}"
         return self._read(f"{sql} ORDER BY {order}" if order else sql, parameters, wanted, batch_rows)
 
@@ -170,7 +170,7 @@ class ParquetSource:
         """Return the expression of ``column``; DuckDB would read one of nothing but null as integers."""
         if pa.types.is_null(self._schema.field(column).type):
             return f"CAST(NULL AS {'TIMESTAMPTZ' if column == self.timestamp else 'VARCHAR'})"
-        return _quoted(column)
+        return quoted(column)
 
     def _read(self, sql: str, bounds: list[datetime], columns: list[str], batch_rows: int) -> Iterator[Any]:
         parameters = [[glob.escape(str(file)) for file in self._files], *bounds]
@@ -230,10 +230,6 @@ def _stream(sql: str, parameters: list[Any], memory_limit: str, threads: int) ->
         }
         with open_duckdb(settings) as connection:
             yield from connection.execute(sql, parameters).to_arrow_reader(FETCH_ROWS)
-
-
-def _quoted(identifier: str) -> str:
-    return '"' + identifier.replace('"', '""') + '"'
 
 
 def _as_bytes(batch: Any) -> list[bytes | None]:

@@ -30,7 +30,7 @@ backfill(Path(sys.argv[1]), {sys.argv[2]: sys.argv[3]})
 
 
 def test_a_killed_backfill_is_resumed_and_a_second_computes_nothing(repository, capsys):
-    directory = parts_directory(open_store(repository).get_feature_view(ITEMS_2))
+    directory = parts_directory(open_store(repository).get_feature_view(ITEMS_2), repository)
     command = [sys.executable, "-c", BACKFILL, str(repository), ITEMS, ITEMS_2]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and len(part_files(directory)) < 2:

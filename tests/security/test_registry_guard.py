@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-import pickle
 import shutil
-import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from feast import FeatureStore
+from feast.feature_service import FeatureService
 from feast.feature_view import FeatureView
-from feast.protos.feast.core.DataSource_pb2 import DataSource as DataSourceProto
+from feast.infra.registry.sql import metadata
 from feast.protos.feast.core.FeatureView_pb2 import FeatureView as FeatureViewProto
-from feast.protos.feast.core.InfraObject_pb2 import Infra as InfraProto
+from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
+from feast.protos.feast.core.SavedDataset_pb2 import SavedDataset as SavedDatasetProto
+from feast.saved_dataset import CUSTOM_STORAGE_CLASS_KEY, SavedDataset
 
 from recsys_llm import schema
 from recsys_llm.commands.feast_cli import FeastCommandError, run_feast
 from recsys_llm.errors import UnsafeRegistryError
+from recsys_llm.registry_guard import check_kind
+from recsys_llm.registry_rows import REFUSED, TEXT, messages, problems_in
 from recsys_llm.retrieval import FeatureClient, open_store
 from tests.retrieval.feast_repository import online_config
+from tests.security.hostile_rows import (
+    EVIL_MODULE,
+    KINDS,
+    PROJECT,
+    dataset_with_class,
+    service_with_class,
+    spoil,
+    view_named,
+    view_with_function,
+)
 from tests.workspace import make_repository
 
 pytestmark = pytest.mark.security
-
-PROJECT = "recsys"
-EVIL_MODULE = "recsys_llm_test_evil_module"
-
-
-class _Payload:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.canary),)
 
 
 @pytest.fixture(scope="module")
@@ -61,91 +66,6 @@ def canary(tmp_path, monkeypatch) -> Path:
     return canary
 
 
-def insert(repository: Path, table: str, **values) -> None:
-    columns = {"project_id": PROJECT, "last_updated_timestamp": 1, **values}
-    if table == "feature_view_version_history":
-        del columns["last_updated_timestamp"]
-        columns |= {"created_timestamp": 1, "version_id": "x"}
-    connection = sqlite3.connect(repository / "data" / "registry.db")
-    with connection:
-        marks = ", ".join("?" * len(columns))
-        connection.execute(f"insert into {table} ({', '.join(columns)}) values ({marks})", list(columns.values()))
-    connection.close()
-
-
-def stored(repository: Path, table: str, column: str, where: str, value: str) -> bytes:
-    connection = sqlite3.connect(repository / "data" / "registry.db")
-    (found,) = connection.execute(f"select {column} from {table} where {where} = ?", [value]).fetchone()
-    connection.close()
-    return bytes(found)
-
-
-def view_with_function(repository: Path, canary: Path) -> FeatureViewProto:
-    raw = stored(repository, "feature_views", "feature_view_proto", "feature_view_name", schema.ITEM_STATS)
-    proto = FeatureViewProto.FromString(raw)
-    proto.spec.name = "hostile"
-    function = proto.spec.feature_transformation.user_defined_function
-    function.name, function.body, function.mode = "f", pickle.dumps(_Payload(canary)), "python"
-    return proto
-
-
-def spoil(repository: Path, canary: Path, kind: str) -> None:
-    function = view_with_function(repository, canary)
-    if kind in ("on_demand_feature_views", "stream_feature_views", "label_views"):
-        insert(repository, kind, feature_view_name="hostile", feature_view_proto=function.SerializeToString())
-    elif kind == "validation_references":
-        insert(repository, kind, validation_reference_name="hostile", validation_reference_proto=b"")
-    elif kind == "function":
-        insert(
-            repository, "feature_views", feature_view_name="hostile", feature_view_proto=function.SerializeToString()
-        )
-    elif kind in ("version", "version_function"):
-        insert(
-            repository,
-            "feature_view_version_history",
-            feature_view_name="hostile",
-            version_number=1,
-            feature_view_type="on_demand_feature_view" if kind == "version" else "feature_view",
-            feature_view_proto=function.SerializeToString(),
-        )
-    elif kind == "source_class":
-        source = DataSourceProto(name="hostile", type=DataSourceProto.CUSTOM_SOURCE)
-        source.data_source_class_type = f"{EVIL_MODULE}.Source"
-        insert(repository, "data_sources", data_source_name="hostile", data_source_proto=source.SerializeToString())
-    elif kind == "view_source_class":
-        view = view_with_function(repository, canary)
-        view.spec.ClearField("feature_transformation")
-        view.spec.batch_source.data_source_class_type = f"{EVIL_MODULE}.Source"
-        insert(repository, "feature_views", feature_view_name="hostile", feature_view_proto=view.SerializeToString())
-    elif kind == "infra":
-        infra = InfraProto()
-        infra.infra_objects.add().infra_object_class_type = f"{EVIL_MODULE}.Infra"
-        insert(repository, "managed_infra", infra_name="hostile", infra_proto=infra.SerializeToString())
-    elif kind == "garbage":
-        insert(repository, "feature_views", feature_view_name="hostile", feature_view_proto=b"\xff\xff\xff")
-    elif kind == "name":
-        view = view_with_function(repository, canary)
-        view.spec.ClearField("feature_transformation")
-        view.spec.name = "x; drop table users"
-        insert(repository, "feature_views", feature_view_name="hostile", feature_view_proto=view.SerializeToString())
-
-
-KINDS = (
-    "on_demand_feature_views",
-    "stream_feature_views",
-    "label_views",
-    "validation_references",
-    "function",
-    "version",
-    "version_function",
-    "source_class",
-    "view_source_class",
-    "infra",
-    "garbage",
-    "name",
-)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_hostile_row_is_refused_unread(repository, canary, kind):
     spoil(repository, canary, kind)
@@ -156,7 +76,7 @@ def test_a_hostile_row_is_refused_unread(repository, canary, kind):
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("kind", ["function", "on_demand_feature_views", "source_class"])
+@pytest.mark.parametrize("kind", ["function", "on_demand_feature_views", "source_class", "service_class"])
 def test_a_row_that_comes_later_is_refused_too(repository, canary, kind):
     store = open_store(repository)
     assert store.list_feature_views()
@@ -166,6 +86,10 @@ def test_a_row_that_comes_later_is_refused_too(repository, canary, kind):
         lambda: store.registry.list_feature_views(PROJECT, allow_cache=False),
         lambda: store.registry.get_feature_view("hostile", PROJECT, allow_cache=False),
         lambda: store.registry.list_data_sources(PROJECT, allow_cache=False),
+        lambda: store.registry.list_feature_services(PROJECT, allow_cache=False),
+        lambda: store.registry.get_feature_service("hostile", PROJECT, allow_cache=False),
+        lambda: store.registry.list_saved_datasets(PROJECT, allow_cache=False),
+        lambda: store.registry.get_feature_view_by_version("hostile", PROJECT, 1),
     ):
         with pytest.raises(UnsafeRegistryError):
             read()
@@ -179,11 +103,82 @@ def test_the_feast_command_refuses_before_it_lists(repository, canary):
     assert not canary.exists()
 
 
-def test_the_payloads_are_live(repository, canary):
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda view: FeatureView.from_proto(view).feature_transformation.udf(1),
+        lambda view: FeatureService.from_proto(service_with_class()),
+        lambda view: SavedDataset.from_proto(dataset_with_class()),
+    ],
+    ids=["function", "service_class", "dataset_class"],
+)
+def test_the_payloads_are_live(repository, canary, load):
     """Without the guard the canary appears: what is refused above would have run."""
-    with pytest.raises(Exception):  # noqa: B017  whatever Feast makes of what the payload returned
-        FeatureView.from_proto(view_with_function(repository, canary)).feature_transformation.udf(1)
+    sys.modules.pop(EVIL_MODULE, None)
+    with contextlib.suppress(Exception):  # whatever Feast makes of what the payload returned
+        load(view_with_function(repository, canary))
     assert canary.exists()
+
+
+@pytest.mark.parametrize("registry", ["data/plain.db", {"registry_type": "file", "path": "data/plain.db"}])
+def test_a_registry_that_is_a_file_is_not_opened(repository, canary, registry, tmp_path):
+    """Feast would read a view's function from it without asking anybody."""
+    settings = yaml.safe_load((repository / "feature_store.yaml").read_text()) | {"registry": registry}
+    (tmp_path / "plain.yaml").write_text(yaml.safe_dump(settings))
+    hostile = RegistryProto(registry_schema_version="1")
+    hostile.feature_views.append(view_with_function(repository, canary))
+    (repository / "data" / "plain.db").write_bytes(hostile.SerializeToString())
+    with pytest.raises(UnsafeRegistryError, match="expected registry_type: sql, found 'file'.*not loaded"):
+        open_store(repository, config_file=str(tmp_path / "plain.yaml"))
+    opened = FeatureStore(repo_path=str(repository), fs_yaml_file=tmp_path / "plain.yaml")
+    with pytest.raises(UnsafeRegistryError):
+        opened.list_feature_views()
+    with pytest.raises(UnsafeRegistryError):
+        FeatureClient(store=opened)
+    with pytest.raises(FeastCommandError, match="UnsafeRegistryError.*registry_type: sql"):
+        run_feast(repository, "-f", str(tmp_path / "plain.yaml"), "feature-views", "list")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("kind", ["snowflake.registry", "remote", "s3"])
+def test_no_other_kind_is_opened(kind):
+    class Config:
+        registry_type = kind
+
+    with pytest.raises(UnsafeRegistryError, match="expected registry_type: sql"):
+        check_kind(Config)
+
+
+def test_each_table_of_feast_is_read_or_known_to_be_safe():
+    """A table that a new Feast adds has to be decided about."""
+    assert {*messages(), *REFUSED, *TEXT} == set(metadata.tables)
+    assert not messages().keys() & REFUSED.keys() and not (messages().keys() | REFUSED.keys()) & TEXT.keys()
+    for name, (key, content, _) in messages().items():
+        assert {key, content} <= set(metadata.tables[name].columns.keys())
+        read = [column for column in metadata.tables[name].columns.keys() if column.endswith("_proto")]
+        assert read == [content]
+    for name, (key, _) in REFUSED.items():
+        assert key in metadata.tables[name].columns
+
+
+@pytest.mark.parametrize("name", ["item_stats", "Driver-Hourly.v2", "__dummy", "x9"])
+def test_names_that_people_use_pass(repository, name):
+    view = view_named(repository, "untagged path")
+    view.spec.name = name
+    view.spec.batch_source.field_mapping["Order Date"] = "order_date"
+    assert list(problems_in(FeatureViewProto, view.SerializeToString())) == []
+
+
+def test_saved_datasets_of_feasts_own_storages_pass():
+    dataset = SavedDatasetProto()
+    dataset.spec.name = "ours"
+    dataset.spec.storage.file_storage.uri = "/data/set.parquet"
+    assert list(problems_in(SavedDatasetProto, dataset.SerializeToString())) == []
+    named = {CUSTOM_STORAGE_CLASS_KEY: "feast.infra.offline_stores.contrib.postgres_offline_store.X"}
+    dataset.spec.storage.custom_storage.configuration = json.dumps(named).encode()
+    assert list(problems_in(SavedDatasetProto, dataset.SerializeToString())) == []
+    dataset.spec.storage.custom_storage.configuration = b"[" * 100_000
+    assert any("nested" in problem for problem in problems_in(SavedDatasetProto, dataset.SerializeToString()))
 
 
 def test_a_registry_of_our_own_passes(repository):

@@ -98,9 +98,10 @@ def build_bridge(move: Move, config: Config) -> BridgeResult:
     """
     check_bridge(move, config)
     old_settings = config.text_encoders[str(move.old_tag.model)]
-    old_made, new_made = (read_manifest(part_files(parts_directory(view))[0]) for view in (move.old, move.new))
+    directories = (parts_directory(view, config.root) for view in (move.old, move.new))
+    old_made, new_made = (read_manifest(part_files(directory)[0]) for directory in directories)
     _check_old(move, old_settings, old_made)
-    new, old, newest = _vectors(move)
+    new, old, newest = _vectors(move, config)
     bridge = fit_bridge(new, old)
     known = max(newest, _trained_until(old_settings, config) or newest).isoformat()
     notes = {
@@ -135,7 +136,7 @@ def _check_old(move: Move, settings: TextEncoderConfig, made: Mapping[str, str])
         )
 
 
-def _vectors(move: Move) -> tuple[Floats, Floats, datetime]:
+def _vectors(move: Move, config: Config) -> tuple[Floats, Floats, datetime]:
     """Return the newest vectors of the items that both views hold, the new ones first, row by row; and the time of the
     newest.
     """
@@ -148,7 +149,7 @@ def _vectors(move: Move) -> tuple[Floats, Floats, datetime]:
         FROM ({newest}) new JOIN ({newest}) old USING ({ITEM_ID})
         ORDER BY hash({ITEM_ID}), {ITEM_ID} LIMIT {MOST_ITEMS}
     """
-    files = [[str(file) for file in part_files(parts_directory(view))] for view in (move.new, move.old)]
+    files = [[str(file) for file in part_files(parts_directory(view, config.root))] for view in (move.new, move.old)]
     with open_duckdb() as connection:
         found: pa.Table = connection.execute(query, files).to_arrow_table()
     new, old = (stored_vectors(found.column(place).combine_chunks(), {}) for place in range(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from recsys_llm.retrieval.columns import Kind
 from recsys_llm.retrieval.online import NO_ROW, Request, open_reader
 from recsys_llm.retrieval.service import Feature, View, resolve_definition
 from recsys_llm.schema import EVENT_TIMESTAMP, ROW_ID, feature_column
-from recsys_llm.sources.connection import open_duckdb
+from recsys_llm.sources.connection import open_duckdb, quoted
 from recsys_llm.timestamps import now, to_micros
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def measure_coverage(store: feast.FeatureStore, move: Move, *, seed: int = 0) ->
     StoreError
         The online store can't be read.
     """
-    keys, wanted, held = newest_times(move)
+    keys, wanted, held = newest_times(move, Path(store.repo_path))
     missing, behind = held == NO_ROW, (held != NO_ROW) & (held < wanted)
     offline = ~(missing | behind)
     looked_up = np.arange(len(keys))
@@ -99,15 +100,15 @@ def measure_coverage(store: feast.FeatureStore, move: Move, *, seed: int = 0) ->
     )
 
 
-def newest_times(move: Move) -> tuple[list[str], Ints, Ints]:
+def newest_times(move: Move, root: Path) -> tuple[list[str], Ints, Ints]:
     """Return the live keys of the old version, the time of their newest row there, and that in the new version.
 
     Times are microseconds since the epoch; :data:`NO_ROW` where the new version has no row.
     """
-    old, new = (part_files(parts_directory(view)) for view in (move.old, move.new))
+    old, new = (part_files(parts_directory(view, root)) for view in (move.old, move.new))
     ttl = 0 if move.old.ttl is None else move.old.ttl.total_seconds() * _SECOND
     first = to_micros(now()) - int(ttl) if ttl else None
-    key = move.join_key
+    key = quoted(move.join_key)
     newest = f"SELECT {key} AS key, max({EVENT_TIMESTAMP}) AS time FROM read_parquet(?) GROUP BY 1"
     empty = "SELECT NULL::VARCHAR AS key, NULL::TIMESTAMPTZ AS time WHERE false"
     query = f"""
@@ -120,8 +121,8 @@ def newest_times(move: Move) -> tuple[list[str], Ints, Ints]:
     keys, wanted, held = rows.values()
     if not len(keys):
         raise ConfigError(
-            f"view {move.old.name}: holds no live row in {parts_directory(move.old)}; materialise it first, or name "
-            "the view that services read"
+            f"view {move.old.name}: holds no live row in {parts_directory(move.old, root)}; materialise it first, or "
+            "name the view that services read"
         )
     return [str(key) for key in keys], np.asarray(wanted, np.int64), np.asarray(held, np.int64)
 

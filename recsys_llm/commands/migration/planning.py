@@ -96,7 +96,7 @@ def plan_move(
         The old view was never materialised, or the new one's model can't be found.
     """
     start, end = covered_time(store, move)
-    files = part_files(parts_directory(move.old))
+    files = part_files(parts_directory(move.old, config.root))
     old = read_manifest(files[0]) if files else {}
     producer = open_producer(move.new.name, move.new_tag, config)
     ledger = open_ledger(config)

@@ -99,7 +99,8 @@ def forget_user(repository: Path, user: str, *, config_file: str | None = None) 
 def _personal_parts(store: feast.FeatureStore, ledger: Ledger) -> Iterator[tuple[str, Parts]]:
     """Yield views of users with their parts; those that are registered no more too, if their folders lie beside."""
     views = store.list_feature_views()
-    folders = {parts_directory(view): view for view in views if ProducerTag.of(view.name, view.tags) is not None}
+    computed = [view for view in views if ProducerTag.of(view.name, view.tags) is not None]
+    folders = {parts_directory(view, Path(store.repo_path)): view for view in computed}
     beside = {folder for parent in {folder.parent for folder in folders} for folder in parent.iterdir()}
     for folder in sorted(folders.keys() | beside):
         view = folders.get(folder)

@@ -39,9 +39,20 @@ class StoredView:
         return str(self.definition.join_keys[0])
 
     @property
+    def directory(self) -> Path:
+        """Where the parts lie.
+
+        Raises
+        ------
+        ConfigError
+            Outside the repository.
+        """
+        return parts_directory(self.definition, Path(self.store.repo_path))
+
+    @property
     def parts(self) -> Parts:
         """The parts; what is written anew says of itself what the first part does."""
-        return parts_in(parts_directory(self.definition), self.name, self.ledger)
+        return parts_in(self.directory, self.name, self.ledger)
 
 
 def parts_in(directory: Path, view: str, ledger: Ledger) -> Parts:

@@ -33,11 +33,12 @@ def examine(
     limits, at = limits or Limits(), at or now()
     config = load_config(repository)
     with stored_views(repository, config_file) as views:
-        return list(_findings(repository.resolve(), config, views, limits, at))
+        return list(_findings(config, views, limits, at))
 
 
-def _findings(root: Path, config: Config, views: list[StoredView], limits: Limits, at: datetime) -> Iterator[Finding]:
-    yield from _tried("registry", "all views", lambda: registry.check_registry(root, config, views))
+def _findings(config: Config, views: list[StoredView], limits: Limits, at: datetime) -> Iterator[Finding]:
+    yield from _tried("registry", "all views", lambda: registry.check_registry(config, views))
+    views = [view for view in views if registry.misplaced(view) is None]
     if not views:
         return
     store = views[0].store

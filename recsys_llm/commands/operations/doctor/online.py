@@ -14,12 +14,11 @@ from feast.utils import _convert_arrow_to_proto
 
 from recsys_llm.commands.operations.doctor.findings import Finding, Limits
 from recsys_llm.commands.operations.opening import StoredView
-from recsys_llm.engine.engine import parts_directory
 from recsys_llm.producers.parts import part_files
 from recsys_llm.retrieval.online import NO_ROW, Request, StoredRows, open_reader
 from recsys_llm.retrieval.service import resolve_definition
 from recsys_llm.schema import CONTENT_HASH, CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from recsys_llm.sources.connection import open_duckdb
+from recsys_llm.sources.connection import open_duckdb, quoted
 from recsys_llm.stores import RedisOnlineStore
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def _same(stored: bytes | None, value: Value | None) -> bool:
 
 def _newest(view: StoredView, limits: Limits, at: datetime) -> pa.RecordBatch:
     """Return the newest row by ``at`` of some keys, drawn by a hash."""
-    key = view.join_key
+    key = quoted(view.join_key)
     query = f"""
         SELECT * FROM read_parquet(?) WHERE {EVENT_TIMESTAMP} <= ? AND {key} IN (
             SELECT {key} FROM read_parquet(?) GROUP BY 1 ORDER BY hash({key} || ?), {key} LIMIT ?
@@ -99,7 +98,7 @@ def _newest(view: StoredView, limits: Limits, at: datetime) -> pa.RecordBatch:
             PARTITION BY {key} ORDER BY {EVENT_TIMESTAMP} DESC, {CREATED_TIMESTAMP} DESC
         ) = 1
     """
-    files = [str(file) for file in part_files(parts_directory(view.definition))]
+    files = [str(file) for file in part_files(view.directory)]
     with open_duckdb() as connection:
         table = connection.execute(query, [files, at, files, str(limits.seed), limits.sample]).to_arrow_table()
     return table.drop_columns([CONTENT_HASH]).combine_chunks().to_batches()[0]

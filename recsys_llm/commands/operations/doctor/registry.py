@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recsys_llm.commands.operations.doctor.findings import Finding, Limits, at_most
 from recsys_llm.commands.operations.opening import StoredView
 from recsys_llm.config import Config
-from recsys_llm.engine.engine import parts_directory
+from recsys_llm.errors import ConfigError
 from recsys_llm.metrics import write_run
 from recsys_llm.producers import ProducerTag
 from recsys_llm.producers.parts import part_files, read_manifest
@@ -21,17 +20,24 @@ if TYPE_CHECKING:
     import feast
 
 
-def check_registry(root: Path, config: Config, views: list[StoredView]) -> Iterator[Finding]:
+def check_registry(config: Config, views: list[StoredView]) -> Iterator[Finding]:
     """Find a registry of another repository: no computed views, parts elsewhere, models that are not configured."""
     yield Finding("registry", "all views", bool(views), f"{len(views)} computed views are registered")
     models = {*config.text_encoders, *config.sequence_models}
     for view in views:
-        directory, tag = parts_directory(view.definition), ProducerTag.of(view.name, view.definition.tags)
-        inside = directory.is_relative_to(root)
-        where = "its parts lie in this repository" if inside else f"its parts lie in {directory}, outside {root}"
-        yield Finding("registry", view.name, inside, where)
+        tag, wrong = ProducerTag.of(view.name, view.definition.tags), misplaced(view)
+        yield Finding("registry", view.name, wrong is None, wrong or "its parts lie in this repository")
         if tag is not None and tag.model is not None and tag.model not in models:
             yield Finding("registry", view.name, False, f"names the model {tag.model}, which recsys_llm.yaml lacks")
+
+
+def misplaced(view: StoredView) -> str | None:
+    """Return why a view's parts can't be used; None where they lie in this repository."""
+    try:
+        view.directory  # noqa: B018  it is what raises
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def check_services(store: feast.FeatureStore) -> Iterator[Finding]:

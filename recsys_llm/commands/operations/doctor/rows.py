@@ -9,11 +9,10 @@ from typing import Any
 from recsys_llm.commands.operations.doctor.findings import Finding, Limits, at_least, at_most
 from recsys_llm.commands.operations.opening import StoredView
 from recsys_llm.config import Config
-from recsys_llm.engine.engine import parts_directory
 from recsys_llm.producers.parts import part_files
 from recsys_llm.schema import CATEGORY, CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from recsys_llm.sources import tables
-from recsys_llm.sources.connection import open_duckdb
+from recsys_llm.sources.connection import open_duckdb, quoted
 from recsys_llm.timestamps import FUTURE_TOLERANCE
 
 _ALL = "all"
@@ -21,20 +20,21 @@ _ALL = "all"
 
 def check_rows(view: StoredView, config: Config, limits: Limits, at: datetime) -> Iterator[Finding]:
     """Find rows from the future, features without values, and keys of the source without a row."""
-    files = [str(file) for file in part_files(parts_directory(view.definition))]
+    files = [str(file) for file in part_files(view.directory)]
     features = [field.name for field in view.definition.features]
-    nulls = ", ".join(f'count(*) - count("{name}")' for name in features)
+    nulls = ", ".join(f"count(*) - count({quoted(name)})" for name in features)
+    key = quoted(view.join_key)
     query = f"""
         WITH newest AS (
             SELECT * FROM read_parquet(?) QUALIFY row_number() OVER (
-                PARTITION BY {view.join_key} ORDER BY {EVENT_TIMESTAMP} DESC, {CREATED_TIMESTAMP} DESC
+                PARTITION BY {key} ORDER BY {EVENT_TIMESTAMP} DESC, {CREATED_TIMESTAMP} DESC
             ) = 1
         )
         SELECT count(*), count(*) FILTER ({EVENT_TIMESTAMP} > ?), {nulls} FROM newest
     """
     with open_duckdb() as connection:
         counted: Any = connection.execute(query, [files, at + FUTURE_TOLERANCE]).fetchone()
-        held = connection.execute(f"SELECT DISTINCT {view.join_key} FROM read_parquet(?)", [files]).fetchall()
+        held = connection.execute(f"SELECT DISTINCT {key} FROM read_parquet(?)", [files]).fetchall()
     rows, late, *missing = counted
     yield Finding(
         "future", view.name, late == 0, f"{late:,} of {rows:,} newest rows are stamped later than now", late, 0

@@ -11,10 +11,9 @@ import pyarrow as pa
 
 from recsys_llm.commands.operations.doctor.findings import Finding, Limits, at_least, at_most
 from recsys_llm.commands.operations.opening import StoredView
-from recsys_llm.engine.engine import parts_directory
 from recsys_llm.producers.parts import part_files
 from recsys_llm.schema import CREATED_TIMESTAMP, EMBEDDING, EVENT_TIMESTAMP, ITEM_ID
-from recsys_llm.sources.connection import open_duckdb
+from recsys_llm.sources.connection import open_duckdb, quoted
 from recsys_llm.storage import VectorStorage
 
 ROWS = 20_000
@@ -95,10 +94,10 @@ def neighbour_overlap(older: Floats, newer: Floats) -> float:
 def _samples(view: StoredView) -> tuple[Floats, Floats, tuple[Floats, Floats]]:
     """Return older vectors, new ones, and (older, new) of keys that have both."""
     storage = VectorStorage.of(view.name, view.definition.tags)
-    files = [str(file) for file in part_files(parts_directory(view.definition))]
+    files = [str(file) for file in part_files(view.directory)]
     query = f"""
         WITH ranked AS (
-            SELECT {view.join_key} AS key, {EMBEDDING} AS vector, {EVENT_TIMESTAMP} AS time,
+            SELECT {quoted(view.join_key)} AS key, {EMBEDDING} AS vector, {EVENT_TIMESTAMP} AS time,
                 percent_rank() OVER (ORDER BY {CREATED_TIMESTAMP}, {EVENT_TIMESTAMP}) >= ? AS is_new
             FROM read_parquet(?) WHERE {EMBEDDING} IS NOT NULL
         )
