@@ -23,6 +23,7 @@ from recsys_llm.producers.base import Due, Producer
 from recsys_llm.producers.hashing import HASH_TYPE, row_ids
 from recsys_llm.producers.ledger import Ledger
 from recsys_llm.producers.parts import Parts
+from recsys_llm.producers.under_way import UnderWay
 from recsys_llm.schema import CONTENT_HASH, CREATED_TIMESTAMP, EMBEDDING, EVENT_TIMESTAMP, ROW_ID
 from recsys_llm.timestamps import FUTURE_TOLERANCE, TIMESTAMP, now, to_micros
 
@@ -116,6 +117,8 @@ def produce(
 
     Raises
     ------
+    ExecutorError
+        ``execute`` is done and hasn't returned each chunk once.
     LedgerError
         Another run holds the view, or the lock was lost.
     FingerprintError
@@ -130,8 +133,10 @@ def produce(
         summary.recovered = _recover(view, producer, ledger, parts, publish, store)
         # From here on the store holds every recorded row: a killed run need not publish all of them again.
         ledger.mark_published(view, store)
-        chunks = _pending(view, producer, ledger, start, end, summary)
+        under_way = UnderWay(view)
+        chunks = under_way.sent(_pending(view, producer, ledger, start, end, summary))
         for pending, features in execute(chunks) if execute is not None else _computed_here(producer, chunks):
+            under_way.returned(pending)
             table = _finished(view, producer, pending.rows, features)
             ledger.check_lock(view)  # computing takes long enough to lose it: then another run may have these rows
             _store(view, producer, ledger, publish, parts.write(table), table)
@@ -139,6 +144,7 @@ def produce(
             if advance is not None:
                 advance(table.num_rows)
             summary.cost += producer.cost(pending.rows)
+        under_way.check()
         parts.ensure_readable(stored_schema(producer))
     return summary.finish()
 

@@ -53,7 +53,7 @@ class World:
         if self.crash_in == "after publish":
             raise KeyboardInterrupt
 
-    def run(self, producer, start=-1, end=10):
+    def run(self, producer, start=-1, end=10, execute=None):
         return produce(
             VIEW,
             producer,
@@ -63,6 +63,7 @@ class World:
             store=self.store,
             start=day_stamp(start),
             end=day_stamp(end),
+            execute=execute,
         )
 
     def offline(self) -> list[tuple[object, ...]]:
