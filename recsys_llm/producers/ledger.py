@@ -46,6 +46,10 @@ class Ledger:
             raise ConfigError(f"ledger: {error}; install the driver of this database") from None
         if self._url.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _overwrite_deleted)
+        if self._engine.driver == "psycopg":
+            from recsys_llm.producers.silence import watch  # the driver is an extra
+
+            watch(self._engine)
         self._locks: dict[str, AdvisoryLock] = {}
 
     def open(self) -> Ledger:
