@@ -3,15 +3,17 @@
 Plain actors, not Ray Data: only the driver knows which rows are due, since it asks the ledger, so it streams chunks
 itself; and with actors a chunk is the unit of what is sent, retried and recorded. The driver alone writes parts,
 publishes and records, as it does without Ray, so that all that holds for a killed run holds here too. Per worker two
-chunks are under way, one computing and one waiting, which bounds the memory. A worker that dies is started again by
-Ray, and its chunks are computed again.
+chunks are under way, one computing and one waiting, which bounds the memory. A worker that dies, alone or with its
+machine, is dropped: its chunks are given to others, and a new one is started in its place. Ray's own restarts are off,
+since they wait for a machine that may not come back while others are idle.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +23,8 @@ from recsys_llm.producers.base import Due
 
 CHUNKS_PER_WORKER = 2
 RETRIES = 3
-"""Of a chunk whose worker died. A chunk that kills every worker it meets ends the run."""
+"""Of a chunk whose worker died, and of workers that die one after the other before they are ready. A chunk that kills
+every worker it meets ends the run."""
 
 
 @dataclass(frozen=True)
@@ -39,28 +42,19 @@ class RayPool:
     """How long to wait for a worker while there is none."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Chunk:
+    due: Due
+    deaths: int = 0
+    """Of workers that had it."""
+
+
 class _Worker:
-    actor: Any
-    chunks: int = 0
+    """An actor and what is under way there: the reference of each result, to its chunk."""
 
-
-@dataclass
-class _Counts:
-    """Rows of each chunk that was sent, and of each whose features came back."""
-
-    sent: dict[int, int] = field(default_factory=dict)
-    returned: dict[int, int] = field(default_factory=dict)
-
-    def check(self, view: str) -> None:
-        """Refuse to call a run done whose chunks are not all there, once each."""
-        if self.sent != self.returned:
-            wrong = sorted(set(self.sent.items()) ^ set(self.returned.items()))
-            raise ExecutorError(
-                f"view {view}: {len(self.sent)} chunks of {sum(self.sent.values())} rows were sent and "
-                f"{len(self.returned)} of {sum(self.returned.values())} rows came back (such as chunk {wrong[0][0]}); "
-                "nothing is lost, run the command again"
-            )
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.under_way: dict[Any, _Chunk] = {}
 
 
 class RayExecutor:
@@ -90,6 +84,7 @@ class RayExecutor:
         self._fingerprint = fingerprint
         self._starting: dict[Any, _Worker] = {}
         self._workers: list[_Worker] = []
+        self._failed_starts = 0
 
     def __call__(self, chunks: Iterator[Due]) -> Iterator[tuple[Due, pa.RecordBatch]]:
         """Yield each chunk with its features, as they are ready.
@@ -109,40 +104,43 @@ class RayExecutor:
         finally:
             self._stop()
 
-    def _computed(self, chunks: Iterator[Due]) -> Iterator[tuple[Due, pa.RecordBatch]]:
-        counts, waiting = _Counts(), _Chunks(chunks)
-        under_way: dict[Any, tuple[_Worker, int, Due]] = {}
-        events = _SharedEvents(self._ray.put)
-        for _ in range(self._settings.min_workers if waiting.next is not None else 0):
+    def _computed(self, due: Iterator[Due]) -> Iterator[tuple[Due, pa.RecordBatch]]:
+        chunks, events = _Chunks(due), _SharedEvents(self._ray.put)
+        for _ in range(self._settings.min_workers if chunks.are_left else 0):
             self._start()
-        while under_way or waiting.next is not None:
-            while waiting.next is not None and (worker := self._free()) is not None:
-                number, due = waiting.take()
-                counts.sent[number] = due.rows.num_rows
-                worker.chunks += 1
-                under_way[worker.actor.compute.remote(due.rows, events.of(due))] = (worker, number, due)
-            if waiting.next is not None and not self._starting and self._size() < self._settings.max_workers:
+        while chunks.are_left or any(worker.under_way for worker in self._workers):
+            while chunks.are_left and (worker := self._free()) is not None:
+                chunk = chunks.take()
+                reference = worker.actor.compute.remote(chunk.due.rows, events.of(chunk.due))
+                worker.under_way[reference] = chunk
+            if chunks.are_left and not self._starting and len(self._workers) < self._settings.max_workers:
                 self._start()
-            for ready in self._ready(list(under_way)):
+            for ready in self._ready():
                 if ready in self._starting:
                     self._started(ready)
                     continue
-                worker, number, due = under_way.pop(ready)
-                worker.chunks -= 1
-                features = self._get(ready)
-                counts.returned[number] = features.num_rows
-                yield due, features
-        counts.check(self._view)
+                worker = next(worker for worker in self._workers if ready in worker.under_way)
+                result = self._result(ready)
+                if isinstance(result, self._ray.exceptions.RayError):
+                    chunks.give_back(self._dropped(worker, result))
+                else:
+                    yield worker.under_way.pop(ready).due, result
 
     def _start(self) -> None:
         needs = {"num_cpus": self._settings.cpus_per_worker, "num_gpus": self._settings.gpus_per_worker}
-        remote = self._ray.remote(self._worker).options(max_restarts=-1, max_task_retries=RETRIES, **needs)
-        actor = remote.remote(*self._arguments)
+        actor = self._ray.remote(self._worker).options(**needs).remote(*self._arguments)
         self._starting[actor.fingerprint.remote()] = _Worker(actor)
 
     def _started(self, ready: Any) -> None:
         worker = self._starting.pop(ready)
-        found = self._get(ready)
+        found = self._result(ready)
+        if isinstance(found, self._ray.exceptions.RayError):
+            self._ray.kill(worker.actor)
+            self._failed_starts += 1
+            if self._failed_starts > RETRIES or getattr(found, "actor_init_failed", False):
+                raise self._given_up(found)
+            return
+        self._failed_starts = 0
         if found != self._fingerprint:
             raise FingerprintError(
                 f"view {self._view}: a worker computes with fingerprint {found}, this process with "
@@ -152,14 +150,21 @@ class RayExecutor:
 
     def _free(self) -> _Worker | None:
         """Return the worker with the fewest chunks; None if all have enough."""
-        least = min(self._workers, key=lambda worker: worker.chunks, default=None)
-        return least if least is not None and least.chunks < CHUNKS_PER_WORKER else None
+        least = min(self._workers, key=lambda worker: len(worker.under_way), default=None)
+        return least if least is not None and len(least.under_way) < CHUNKS_PER_WORKER else None
 
-    def _size(self) -> int:
-        return len(self._workers) + len(self._starting)
+    def _dropped(self, worker: _Worker, error: Exception) -> list[_Chunk]:
+        """Drop a worker that died or whose machine is gone, and return its chunks, which others are to compute."""
+        self._workers.remove(worker)
+        self._ray.kill(worker.actor)  # it may be alive behind a broken connection, and holds its CPUs
+        chunks = [replace(chunk, deaths=chunk.deaths + 1) for chunk in worker.under_way.values()]
+        if any(chunk.deaths > RETRIES for chunk in chunks):
+            raise self._given_up(error)
+        return chunks
 
-    def _ready(self, under_way: list[Any]) -> list[Any]:
+    def _ready(self) -> list[Any]:
         limit = None if self._workers else self._settings.start_seconds
+        under_way = [reference for worker in self._workers for reference in worker.under_way]
         ready, _ = self._ray.wait([*under_way, *self._starting], num_returns=1, timeout=limit)
         if not ready:
             needs = f"{self._settings.cpus_per_worker} CPUs and {self._settings.gpus_per_worker} GPUs"
@@ -169,8 +174,8 @@ class RayExecutor:
             )
         return list(ready)
 
-    def _get(self, reference: Any) -> Any:
-        """Return a worker's result, or raise what it raised."""
+    def _result(self, reference: Any) -> Any:
+        """Return a worker's result, or the RayError that says why there is none; raise what its code raised."""
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
@@ -178,10 +183,13 @@ class RayExecutor:
                 raise error.cause from None
             raise
         except self._ray.exceptions.RayError as error:
-            raise ExecutorError(
-                f"view {self._view}: a worker died and did so again after {RETRIES} retries, or could not load its "
-                f"model; look into the logs of Ray. {error}"
-            ) from None
+            return error
+
+    def _given_up(self, error: Exception) -> ExecutorError:
+        return ExecutorError(
+            f"view {self._view}: a worker died and did so again after {RETRIES} retries, or could not load its "
+            f"model; look into the logs of Ray. {error}"
+        )
 
     def _stop(self) -> None:
         for worker in [*self._workers, *self._starting.values()]:
@@ -190,16 +198,26 @@ class RayExecutor:
 
 
 class _Chunks:
-    """Chunks, numbered, and whether there is another one."""
+    """Chunks to be sent: those that come back from workers that died, then new ones, drawn one ahead."""
 
-    def __init__(self, chunks: Iterator[Due]) -> None:
-        self._chunks = enumerate(chunks)
-        self.next = next(self._chunks, None)
+    def __init__(self, due: Iterator[Due]) -> None:
+        self._due = due
+        self._next = next(due, None)
+        self._again: deque[_Chunk] = deque()
 
-    def take(self) -> tuple[int, Due]:
-        assert self.next is not None
-        taken, self.next = self.next, next(self._chunks, None)
-        return taken
+    @property
+    def are_left(self) -> bool:
+        return bool(self._again) or self._next is not None
+
+    def take(self) -> _Chunk:
+        if self._again:
+            return self._again.popleft()
+        assert self._next is not None
+        taken, self._next = self._next, next(self._due, None)
+        return _Chunk(taken)
+
+    def give_back(self, chunks: list[_Chunk]) -> None:
+        self._again.extend(chunks)
 
 
 class _SharedEvents:

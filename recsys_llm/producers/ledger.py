@@ -8,7 +8,7 @@ the ledger is an index of them: a lost ledger is rebuilt from the parts (:mod:`r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
 
+from recsys_llm.databases import open_engine
 from recsys_llm.errors import ConfigError, FingerprintError, LedgerError
 from recsys_llm.passwords import database_url, first_line, shown_url
-from recsys_llm.producers.locks import advisory_lock, file_lock
+from recsys_llm.producers.ledger_tables import INTERVALS, PARTS, RETIRED, STORES, VALUES, VIEWS, create_tables
+from recsys_llm.producers.locks import AdvisoryLock, file_lock
 from recsys_llm.schema import CONTENT_HASH, EVENT_TIMESTAMP
 
-_METADATA = sa.MetaData()
-_VALUES = sa.Table(
-    "recsys_llm_values",
-    _METADATA,
-    sa.Column("view", sa.String(63), primary_key=True),
-    sa.Column("entity_key", sa.Text, primary_key=True),
-    sa.Column("event_micros", sa.BigInteger, primary_key=True),
-    sa.Column("content_hash", sa.LargeBinary(16), nullable=False),
-    sqlite_with_rowid=False,
-)
-_PARTS = sa.Table(
-    "recsys_llm_parts",
-    _METADATA,
-    sa.Column("view", sa.String(63), primary_key=True),
-    sa.Column("part", sa.String(255), primary_key=True),
-    sa.Column("rows", sa.BigInteger, nullable=False),
-)
-_VIEWS = sa.Table(
-    "recsys_llm_views",
-    _METADATA,
-    sa.Column("view", sa.String(63), primary_key=True),
-    sa.Column("fingerprint", sa.String(64), nullable=False),
-)
-_STORES = sa.Table(
-    "recsys_llm_stores",
-    _METADATA,
-    sa.Column("view", sa.String(63), primary_key=True),
-    sa.Column("store", sa.String(64), primary_key=True),
-)
-_INTERVALS = sa.Table(
-    "recsys_llm_intervals",
-    _METADATA,
-    sa.Column("view", sa.String(63), primary_key=True),
-    sa.Column("registry", sa.String(64), primary_key=True),
-    sa.Column("start_micros", sa.BigInteger, primary_key=True),
-    sa.Column("end_micros", sa.BigInteger, primary_key=True),
-    sa.Column("ended_micros", sa.BigInteger, nullable=False),
-)
-
 _KEYS_PER_QUERY = 500
-_RETIRED = -1
-"""Number of rows of a part whose rows others hold."""
 
 
 class Ledger:
@@ -80,22 +41,23 @@ class Ledger:
         self._url = database_url(url, name="ledger")
         self._lock_directory = lock_directory
         try:
-            self._engine = sa.create_engine(self._url)
+            self._engine = open_engine(self._url)
         except (sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
             raise ConfigError(f"ledger: {error}; install the driver of this database") from None
         if self._url.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _overwrite_deleted)
-        self._holders: dict[str, sa.Connection] = {}
+        if self._engine.driver == "psycopg":
+            from recsys_llm.producers.silence import watch  # the driver is an extra
+
+            watch(self._engine)
+        self._locks: dict[str, AdvisoryLock] = {}
 
     def open(self) -> Ledger:
         """Create the tables where they are missing, and return self."""
         if self._url.get_backend_name() == "sqlite" and self._url.database:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _METADATA.create_all(self._engine)
-        except sa.exc.OperationalError as error:
-            where = shown_url(self._url)
-            raise LedgerError(f"ledger {where}: {first_line(error)}; check 'ledger' in recsys_llm.yaml") from None
+        with self._explained():
+            create_tables(self._engine, self._lock_directory)
         return self
 
     def close(self) -> None:
@@ -119,16 +81,35 @@ class Ledger:
         LedgerError
             Another run holds the view.
         """
-        if self._url.get_backend_name() == "postgresql":
-            with self._engine.connect() as connection, advisory_lock(connection, view, wait):
-                self._holders[view] = connection
-                try:
-                    yield
-                finally:
-                    del self._holders[view]
-        else:
+        if self._url.get_backend_name() != "postgresql":
             with file_lock(self._lock_directory, view, wait):
                 yield
+            return
+        with ExitStack() as stack:
+            with self._explained():
+                lock = AdvisoryLock(stack.enter_context(self._engine.connect()), view)
+                stack.enter_context(lock.held(wait))
+            self._locks[view] = lock
+            stack.callback(self._locks.pop, view)
+            yield
+
+    def check_lock(self, view: str) -> None:
+        """Refuse to go on where the run that holds ``view`` has lost its lock: another may be writing it by now.
+
+        Raises
+        ------
+        LedgerError
+            The session of the lock has ended.
+        """
+        lock = self._locks.get(view)
+        if lock is None:  # a file's lock lasts as long as its process
+            return
+        try:
+            is_held, reason = lock.is_held(), "its session has ended"
+        except sa.exc.DBAPIError as error:
+            is_held, reason = False, first_line(error)
+        if not is_held:
+            raise _lost_lock(view, reason)
 
     def check(self, view: str, fingerprint: str) -> None:
         """Refuse a model other than the one whose values ``view`` holds; an empty view takes any.
@@ -149,10 +130,10 @@ class Ledger:
     def unknown(self, view: str, join_key: str, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return the rows of ``batch`` whose content is not the current one of their key and time, in their order."""
         current: dict[tuple[str, int], bytes] = {}
-        columns = (_VALUES.c.entity_key, _VALUES.c.event_micros, _VALUES.c.content_hash)
-        with self._engine.connect() as connection:
+        columns = (VALUES.c.entity_key, VALUES.c.event_micros, VALUES.c.content_hash)
+        with self._connected() as connection:
             for some in _slices(pc.unique(batch.column(join_key)).to_pylist()):
-                query = sa.select(*columns).where(_VALUES.c.view == view, _VALUES.c.entity_key.in_(some))
+                query = sa.select(*columns).where(VALUES.c.view == view, VALUES.c.entity_key.in_(some))
                 current.update(((key, micros), content) for key, micros, content in connection.execute(query))
         if not current:
             return batch
@@ -164,13 +145,13 @@ class Ledger:
     def newest(self, view: str, keys: Sequence[str]) -> dict[str, int]:
         """Return the newest recorded time of each key, in microseconds since the epoch; unknown keys are left out."""
         found: dict[str, int] = {}
-        newest = sa.func.max(_VALUES.c.event_micros)
-        with self._engine.connect() as connection:
+        newest = sa.func.max(VALUES.c.event_micros)
+        with self._connected() as connection:
             for some in _slices(keys):
                 query = (
-                    sa.select(_VALUES.c.entity_key, newest)
-                    .where(_VALUES.c.view == view, _VALUES.c.entity_key.in_(some))
-                    .group_by(_VALUES.c.entity_key)
+                    sa.select(VALUES.c.entity_key, newest)
+                    .where(VALUES.c.view == view, VALUES.c.entity_key.in_(some))
+                    .group_by(VALUES.c.entity_key)
                 )
                 found.update((key, micros) for key, micros in connection.execute(query))
         return found
@@ -183,55 +164,58 @@ class Ledger:
                 table.column(join_key).to_pylist(), _micros(table), table.column(CONTENT_HASH).to_pylist(), strict=True
             )
         }
-        of_row = (_VALUES.c.entity_key == sa.bindparam("key")) & (_VALUES.c.event_micros == sa.bindparam("micros"))
+        of_row = (VALUES.c.entity_key == sa.bindparam("key")) & (VALUES.c.event_micros == sa.bindparam("micros"))
         with self._transaction(view) as connection:
             if rows:
                 replaced = [{"key": key, "micros": micros} for key, micros in rows]
-                connection.execute(_VALUES.delete().where(_VALUES.c.view == view, of_row), replaced)
+                connection.execute(VALUES.delete().where(VALUES.c.view == view, of_row), replaced)
                 connection.execute(
-                    _VALUES.insert(),
+                    VALUES.insert(),
                     [
                         {"view": view, "entity_key": key, "event_micros": micros, "content_hash": content}
                         for (key, micros), content in rows.items()
                     ],
                 )
-            connection.execute(_PARTS.delete().where(_PARTS.c.view == view, _PARTS.c.part == part))
-            connection.execute(_PARTS.insert().values(view=view, part=part, rows=table.num_rows))
-            connection.execute(_VIEWS.delete().where(_VIEWS.c.view == view))
-            connection.execute(_VIEWS.insert().values(view=view, fingerprint=fingerprint))
+            connection.execute(PARTS.delete().where(PARTS.c.view == view, PARTS.c.part == part))
+            connection.execute(PARTS.insert().values(view=view, part=part, rows=table.num_rows))
+            connection.execute(VIEWS.delete().where(VIEWS.c.view == view))
+            connection.execute(VIEWS.insert().values(view=view, fingerprint=fingerprint))
 
     def is_published(self, view: str, store: str) -> bool:
         """Return whether the online store of this identity holds the rows of ``view``."""
-        query = sa.select(_STORES.c.store).where(_STORES.c.view == view, _STORES.c.store == store)
-        with self._engine.connect() as connection:
+        query = sa.select(STORES.c.store).where(STORES.c.view == view, STORES.c.store == store)
+        with self._connected() as connection:
             return connection.scalar(query) is not None
 
     def mark_published(self, view: str, store: str) -> None:
         """Note that the online store of this identity holds the rows of ``view``."""
         if not self.is_published(view, store):
-            with self._engine.begin() as connection:
-                connection.execute(_STORES.insert().values(view=view, store=store))
+            with suppress(sa.exc.IntegrityError), self._begun() as connection:  # another has noted it, just now
+                connection.execute(STORES.insert().values(view=view, store=store))
 
     def forget(self, view: str) -> None:
         """Drop all that is known of ``view``: the next run rebuilds it from the parts, and publishes them again."""
-        with self._engine.begin() as connection:
-            for table in (_VALUES, _PARTS, _VIEWS, _STORES, _INTERVALS):
+        with self._begun() as connection:
+            for table in (VALUES, PARTS, VIEWS, STORES, INTERVALS):
                 connection.execute(table.delete().where(table.c.view == view))
 
     def note_interval(self, view: str, registry: str, start: int, end: int, ended: int) -> None:
-        """Note that a run of (start, end] ended well; all in microseconds since the epoch."""
+        """Note that a run of (start, end] ended well; all in microseconds since the epoch. Runs may do so at once."""
         key = {"view": view, "registry": registry, "start_micros": start, "end_micros": end}
-        same = sa.and_(*(_INTERVALS.c[name] == value for name, value in key.items()))
-        with self._engine.begin() as connection:
-            connection.execute(_INTERVALS.delete().where(same))
-            connection.execute(_INTERVALS.insert().values(**key, ended_micros=ended))
+        same = sa.and_(*(INTERVALS.c[name] == value for name, value in key.items()))
+        with self._begun() as connection:
+            if connection.execute(INTERVALS.update().where(same).values(ended_micros=ended)).rowcount:
+                return
+        # An IntegrityError: the other one of two runs of the same interval has noted it, just now.
+        with suppress(sa.exc.IntegrityError), self._begun() as connection:
+            connection.execute(INTERVALS.insert().values(**key, ended_micros=ended))
 
     def intervals(self, view: str, registry: str, since: int) -> set[tuple[int, int]]:
         """Return the intervals of the runs that ended at ``since`` or later."""
-        query = sa.select(_INTERVALS.c.start_micros, _INTERVALS.c.end_micros).where(
-            _INTERVALS.c.view == view, _INTERVALS.c.registry == registry, _INTERVALS.c.ended_micros >= since
+        query = sa.select(INTERVALS.c.start_micros, INTERVALS.c.end_micros).where(
+            INTERVALS.c.view == view, INTERVALS.c.registry == registry, INTERVALS.c.ended_micros >= since
         )
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             return {(start, end) for start, end in connection.execute(query)}
 
     def views(self) -> set[str]:
@@ -241,11 +225,11 @@ class Ledger:
 
     def parts(self, view: str) -> set[str]:
         """Return the names of the committed parts of ``view``."""
-        return self._parts(view, _PARTS.c.rows >= 0)
+        return self._parts(view, PARTS.c.rows >= 0)
 
     def retired(self, view: str) -> set[str]:
         """Return the names of parts whose rows others hold: their files are to be removed."""
-        return self._parts(view, _PARTS.c.rows == _RETIRED)
+        return self._parts(view, PARTS.c.rows == RETIRED)
 
     def replace(self, view: str, old: Sequence[str], new: Mapping[str, int], *, forgotten: Sequence[str] = ()) -> None:
         """Retire parts, commit those that hold their rows, and drop the values of ``forgotten`` keys, all or nothing.
@@ -256,59 +240,81 @@ class Ledger:
             Name of a part to its number of rows.
         """
         with self._transaction(view) as connection:
-            connection.execute(
-                _PARTS.update().where(_PARTS.c.view == view, _PARTS.c.part.in_(old)).values(rows=_RETIRED)
-            )
-            connection.execute(_PARTS.delete().where(_PARTS.c.view == view, _PARTS.c.part.in_(list(new))))
+            connection.execute(PARTS.update().where(PARTS.c.view == view, PARTS.c.part.in_(old)).values(rows=RETIRED))
+            connection.execute(PARTS.delete().where(PARTS.c.view == view, PARTS.c.part.in_(list(new))))
             for part, rows in new.items():
-                connection.execute(_PARTS.insert().values(view=view, part=part, rows=rows))
+                connection.execute(PARTS.insert().values(view=view, part=part, rows=rows))
             if forgotten:
-                mine = (_VALUES.c.view == view) & _VALUES.c.entity_key.in_(list(forgotten))
-                connection.execute(_VALUES.delete().where(mine))
+                mine = (VALUES.c.view == view) & VALUES.c.entity_key.in_(list(forgotten))
+                connection.execute(VALUES.delete().where(mine))
 
     def drop_retired(self, view: str) -> None:
         """Forget retired parts; their files are gone."""
         with self._transaction(view) as connection:
-            connection.execute(_PARTS.delete().where(_PARTS.c.view == view, _PARTS.c.rows == _RETIRED))
+            connection.execute(PARTS.delete().where(PARTS.c.view == view, PARTS.c.rows == RETIRED))
 
     def fingerprint(self, view: str) -> str | None:
         """Return the fingerprint that ``view`` is bound to; None for an empty one."""
-        with self._engine.connect() as connection:
-            found: str | None = connection.scalar(sa.select(_VIEWS.c.fingerprint).where(_VIEWS.c.view == view))
+        with self._connected() as connection:
+            found: str | None = connection.scalar(sa.select(VIEWS.c.fingerprint).where(VIEWS.c.view == view))
             return found
 
     def count_key(self, view: str, key: str) -> int:
         """Return the number of recorded values of one key."""
-        query = sa.select(sa.func.count()).where(_VALUES.c.view == view, _VALUES.c.entity_key == key)
-        with self._engine.connect() as connection:
+        query = sa.select(sa.func.count()).where(VALUES.c.view == view, VALUES.c.entity_key == key)
+        with self._connected() as connection:
             return int(connection.scalar(query) or 0)
 
     def _parts(self, view: str, which: sa.ColumnElement[bool]) -> set[str]:
-        with self._engine.connect() as connection:
-            return set(connection.scalars(sa.select(_PARTS.c.part).where(_PARTS.c.view == view, which)))
+        with self._connected() as connection:
+            return set(connection.scalars(sa.select(PARTS.c.part).where(PARTS.c.view == view, which)))
+
+    def count(self, view: str) -> int:
+        """Return the number of recorded values of ``view``."""
+        query = sa.select(sa.func.count()).select_from(VALUES).where(VALUES.c.view == view)
+        with self._connected() as connection:
+            return int(connection.scalar(query) or 0)
 
     @contextmanager
     def _transaction(self, view: str) -> Iterator[sa.Connection]:
         """Begin one on the connection that holds the view, where one does."""
-        if view not in self._holders:
-            with self._engine.begin() as connection:
+        lock = self._locks.get(view)
+        if lock is None:
+            with self._begun() as connection:
                 yield connection
             return
-        connection = self._holders[view]
-        try:
-            with connection.begin():
-                yield connection
-        except sa.exc.OperationalError as error:
-            raise LedgerError(
-                f"view {view}: the connection to the ledger was lost, and the lock with it ({_reason(error)}); run the "
-                "command again: what is recorded is kept"
-            ) from None
+        self.check_lock(view)
+        with self._explained():
+            try:
+                with lock.connection.begin():
+                    yield lock.connection
+            except sa.exc.DBAPIError as error:
+                if error.connection_invalidated:
+                    raise _lost_lock(view, first_line(error)) from None
+                raise
 
-    def count(self, view: str) -> int:
-        """Return the number of recorded values of ``view``."""
-        query = sa.select(sa.func.count()).select_from(_VALUES).where(_VALUES.c.view == view)
-        with self._engine.connect() as connection:
-            return int(connection.scalar(query) or 0)
+    @contextmanager
+    def _connected(self) -> Iterator[sa.Connection]:
+        with self._explained(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _begun(self) -> Iterator[sa.Connection]:
+        with self._explained(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say what is wrong with the database in our words: a driver's may quote ids of people."""
+        try:
+            yield
+        except sa.exc.IntegrityError:
+            raise  # the database works; the caller knows what it means
+        except sa.exc.DBAPIError as error:
+            raise LedgerError(
+                f"ledger {shown_url(self._url)}: {first_line(error)}; check that it is up, and 'ledger' in "
+                "recsys_llm.yaml, then run the command again: what is recorded is kept"
+            ) from None
 
 
 def _overwrite_deleted(connection: Any, _record: Any) -> None:
@@ -316,8 +322,11 @@ def _overwrite_deleted(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA secure_delete = ON")
 
 
-def _reason(error: sa.exc.DBAPIError) -> str:
-    return str(error.orig).strip().partition("\n")[0]
+def _lost_lock(view: str, reason: str) -> LedgerError:
+    return LedgerError(
+        f"view {view}: the connection to the ledger was lost, and the lock with it ({reason}); run the command again: "
+        "what is recorded is kept"
+    )
 
 
 def _micros(rows: pa.RecordBatch | pa.Table) -> list[int]:

@@ -34,31 +34,64 @@ def file_lock(directory: Path, name: str, wait: float = 0.0) -> Iterator[None]:
         raise _busy(name, f"lock {file}") from None
 
 
-@contextmanager
-def advisory_lock(connection: sa.Connection, name: str, wait: float = 0.0) -> Iterator[None]:
-    """Hold a lock of Postgres over ``connection``; it is free when that is closed, by whomever.
+class AdvisoryLock:
+    """A lock of Postgres, held by one session: it is free when that ends, by whomever.
 
-    Raises
-    ------
-    LedgerError
-        Another connection holds it after ``wait`` seconds.
+    Parameters
+    ----------
+    connection
+        Its session holds the lock. SQLAlchemy opens a new one when it was lost, without a word and without the lock;
+        that is why the session is remembered.
+    name
+        Of what is locked.
     """
-    key = int.from_bytes(blake2b(f"recsys_llm:{name}".encode(), digest_size=8).digest(), "big", signed=True)
-    deadline = time.monotonic() + wait
-    while not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(key))):
-        connection.rollback()
-        if time.monotonic() >= deadline:
-            raise _busy(name, f"advisory lock {key} of the ledger")
-        time.sleep(_POLL_SECONDS)
-    connection.commit()  # the lock belongs to the session, not to the transaction
-    try:
-        yield
-    finally:
-        with suppress(sa.exc.DBAPIError):  # a connection that is lost holds no lock
-            connection.rollback()
-            connection.execute(sa.select(sa.func.pg_advisory_unlock(key)))
-            connection.commit()
+
+    def __init__(self, connection: sa.Connection, name: str) -> None:
+        self.connection = connection
+        self.name = name
+        self._session: int | None = None
+
+    @contextmanager
+    def held(self, wait: float) -> Iterator[None]:
+        """Hold the lock within the block.
+
+        Raises
+        ------
+        LedgerError
+            Another session holds it after ``wait`` seconds.
+        """
+        key = advisory_key(self.name)
+        deadline = time.monotonic() + wait
+        query = sa.select(sa.func.pg_try_advisory_lock(key), sa.func.pg_backend_pid())
+        while not (answer := self.connection.execute(query).one())[0]:
+            self.connection.rollback()
+            if time.monotonic() >= deadline:
+                raise _busy(self.name, f"advisory lock {key} of the ledger")
+            time.sleep(_POLL_SECONDS)
+        self.connection.commit()  # the lock belongs to the session, not to the transaction
+        self._session = answer[1]
+        try:
+            yield
+        finally:
+            self._session = None
+            if not self.connection.invalidated:  # a connection that is lost holds no lock
+                with suppress(sa.exc.DBAPIError):
+                    self.connection.rollback()
+                    self.connection.execute(sa.select(sa.func.pg_advisory_unlock(key)))
+                    self.connection.commit()
+
+    def is_held(self) -> bool:
+        """Return whether the session that took the lock still answers."""
+        if self._session is None or self.connection.invalidated:  # the next query would open a new session
+            return False
+        with self.connection.begin():
+            return bool(self.connection.scalar(sa.select(sa.func.pg_backend_pid())) == self._session)
 
 
-def _busy(view: str, lock: str) -> LedgerError:
-    return LedgerError(f"view {view} is being materialised by another run ({lock}); wait until it has ended")
+def advisory_key(name: str) -> int:
+    """Return the number by which Postgres knows a lock."""
+    return int.from_bytes(blake2b(f"recsys_llm:{name}".encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def _busy(name: str, lock: str) -> LedgerError:
+    return LedgerError(f"{name} is held by another run ({lock}); wait until it has ended")

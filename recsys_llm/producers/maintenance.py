@@ -105,6 +105,7 @@ def _groups(parts: Parts, rows_per_part: int) -> Iterator[list[str]]:
 
 
 def _exchange(view: str, ledger: Ledger, parts: Parts, old: list[str], table: pa.Table) -> None:
+    ledger.check_lock(view)
     new = {parts.write(table): table.num_rows} if table.num_rows else {}
     ledger.replace(view, [name for name in old if name not in new], new)
     remove_retired(view, ledger, parts)

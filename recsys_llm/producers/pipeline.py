@@ -2,8 +2,8 @@
 
 Per chunk, in this order: offline part, online store, ledger. A run that is killed anywhere resumes without loss: a
 part that is not in the ledger is whole (it was renamed into place), so the next run publishes and records it instead
-of computing it again. That also rebuilds a lost ledger. A part that is in the ledger and not on disk is an error,
-never silence.
+of computing it again, but for rows that another run has recorded meanwhile. That also rebuilds a lost ledger. A part
+that is in the ledger and not on disk is an error, never silence.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from recsys_llm.producers.base import Due, Producer
 from recsys_llm.producers.hashing import HASH_TYPE, row_ids
 from recsys_llm.producers.ledger import Ledger
 from recsys_llm.producers.parts import Parts
+from recsys_llm.producers.under_way import UnderWay
 from recsys_llm.schema import CONTENT_HASH, CREATED_TIMESTAMP, EMBEDDING, EVENT_TIMESTAMP, ROW_ID
 from recsys_llm.timestamps import FUTURE_TOLERANCE, TIMESTAMP, now, to_micros
 
@@ -116,6 +117,8 @@ def produce(
 
     Raises
     ------
+    ExecutorError
+        ``execute`` is done and hasn't returned each chunk once.
     LedgerError
         Another run holds the view, or the lock was lost.
     FingerprintError
@@ -130,14 +133,18 @@ def produce(
         summary.recovered = _recover(view, producer, ledger, parts, publish, store)
         # From here on the store holds every recorded row: a killed run need not publish all of them again.
         ledger.mark_published(view, store)
-        chunks = _pending(view, producer, ledger, start, end, summary)
+        under_way = UnderWay(view)
+        chunks = under_way.sent(_pending(view, producer, ledger, start, end, summary))
         for pending, features in execute(chunks) if execute is not None else _computed_here(producer, chunks):
+            under_way.returned(pending)
             table = _finished(view, producer, pending.rows, features)
+            ledger.check_lock(view)  # computing takes long enough to lose it: then another run may have these rows
             _store(view, producer, ledger, publish, parts.write(table), table)
             summary.computed += table.num_rows
             if advance is not None:
                 advance(table.num_rows)
             summary.cost += producer.cost(pending.rows)
+        under_way.check()
         parts.ensure_readable(stored_schema(producer))
     return summary.finish()
 
@@ -154,13 +161,34 @@ def _recover(view: str, producer: Producer, ledger: Ledger, parts: Parts, publis
             f"back, or run `recsys-llm rebuild {view}` so that the next materialisation computes their rows again"
         )
     recovered = 0
+    stored: set[str] = set()
     for name in parts.in_order(set(present) - recorded):
         table = parts.read(name)
-        _store(view, producer, ledger, publish, name, table)
-        recovered += table.num_rows
+        rest = _lacking(view, producer.join_key, ledger, table) if recorded else table
+        ledger.check_lock(view)
+        if rest.num_rows:
+            part = name if rest.num_rows == table.num_rows else parts.write(rest)
+            _store(view, producer, ledger, publish, part, rest)
+            stored.add(part)
+        if name not in stored:  # it is, where a run was killed right here: then it is the rest of an earlier one
+            parts.remove([name])
+        recovered += rest.num_rows
     if recorded and not ledger.is_published(view, store):
         republish(view, producer.join_key, ledger, parts, publish)
     return recovered
+
+
+def _lacking(view: str, join_key: str, ledger: Ledger, table: pa.Table) -> pa.Table:
+    """Return the rows of an unrecorded part that the ledger lacks.
+
+    It has some where a run lost its lock and another one computed the same rows in its place, or where a merge of
+    parts was killed. A part with several contents of a key and time is a merged one; the ledger knows only the last
+    of them, so such a part is kept whole: rows twice are mended more easily than rows lost.
+    """
+    whole = table.combine_chunks()
+    if whole.group_by([join_key, EVENT_TIMESTAMP]).aggregate([]).num_rows < whole.num_rows:
+        return table
+    return pa.Table.from_batches([ledger.unknown(view, join_key, batch) for batch in whole.to_batches()], whole.schema)
 
 
 def remove_retired(view: str, ledger: Ledger, parts: Parts) -> None:

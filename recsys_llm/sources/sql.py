@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
+from recsys_llm.databases import open_engine
 from recsys_llm.errors import ConfigError, DataError, RecsysLLMError, RowError, SchemaError
 from recsys_llm.passwords import database_url, first_line, shown_url
 from recsys_llm.sources.base import BATCH_ROWS, Predicate, rechunk, require_columns, require_timestamp
@@ -235,7 +236,7 @@ class SqlSource:
             raise DataError(f"{self.name}: the sqlite file does not exist")
         reader = IsoTextReader(self.name, self.timestamp)
         try:
-            engine = sa.create_engine(self._url, poolclass=sa.NullPool)
+            engine = open_engine(self._url, poolclass=sa.NullPool)
             if self._dialect == "sqlite":
                 sa.event.listen(engine, "connect", reader.register)
         except ModuleNotFoundError as error:

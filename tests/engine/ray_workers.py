@@ -48,3 +48,11 @@ class BrokenWorker:
 
     def fingerprint(self) -> str:
         return "never"
+
+
+class DyingWorker(BrokenWorker):
+    """Dies when it is made, as if its machine had too little memory for the model."""
+
+    def __init__(self, folder: str) -> None:
+        (Path(folder) / f"worker-{os.getpid()}").touch()
+        os._exit(1)

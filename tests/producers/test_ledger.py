@@ -113,7 +113,7 @@ def test_a_view_is_locked_for_one_run(ledger, tmp_path):
     with ledger.lock("v"):
         with other.lock("w"):
             pass
-        with pytest.raises(LedgerError, match="another run"), other.lock("v"):
+        with pytest.raises(LedgerError, match="v is held by another run"), other.lock("v"):
             pass
         ledger.record("v", "f", USER_ID, "part-1", rows(("a", 1)))
     with other.lock("v"):
@@ -135,25 +135,6 @@ def test_a_run_may_wait_for_another(ledger, tmp_path):
         order.append("first")
     waiting.join()
     assert order == ["first", "second"]
-    other.close()
-
-
-@pytest.mark.faults
-def test_a_run_that_lost_its_lock_in_postgres_can_not_record(postgres_url, tmp_path):
-    ledger, other = (Ledger(postgres_url, lock_directory=tmp_path).open() for _ in range(2))
-    with pytest.raises(LedgerError, match="the connection to the ledger was lost, and the lock with it"):
-        with ledger.lock("lost"):
-            ledger.record("lost", "f", USER_ID, "part-1", rows(("a", 1)))
-            holder = ledger._holders["lost"].scalar(sa.text("select pg_backend_pid()"))
-            ledger._holders["lost"].commit()
-            with other._engine.connect() as connection:
-                connection.execute(sa.text("select pg_terminate_backend(:pid)"), {"pid": holder})
-            with other.lock("lost", wait=60):
-                pass
-            ledger.record("lost", "f", USER_ID, "part-2", rows(("b", 1)))
-    assert other.parts("lost") == {"part-1"}
-    other.forget("lost")
-    ledger.close()
     other.close()
 
 

@@ -32,9 +32,12 @@ class World:
     writes: int = 0
     crash_in: str = ""
     store: str = "one"
+    url: str = ""
+    """Of the ledger; by default a file."""
 
     def __post_init__(self):
-        self.ledger = Ledger(f"sqlite:///{self.root}/ledger.db", lock_directory=self.root / "locks").open()
+        url = self.url or f"sqlite:///{self.root}/ledger.db"
+        self.ledger = Ledger(url, lock_directory=self.root / "locks").open()
 
     def parts(self, producer):
         return Parts(self.root / "features" / VIEW, VIEW, producer.manifest)
@@ -50,7 +53,7 @@ class World:
         if self.crash_in == "after publish":
             raise KeyboardInterrupt
 
-    def run(self, producer, start=-1, end=10):
+    def run(self, producer, start=-1, end=10, execute=None):
         return produce(
             VIEW,
             producer,
@@ -60,6 +63,7 @@ class World:
             store=self.store,
             start=day_stamp(start),
             end=day_stamp(end),
+            execute=execute,
         )
 
     def offline(self) -> list[tuple[object, ...]]:
@@ -304,7 +308,6 @@ def test_a_stamp_in_the_future_is_refused(world):
 
 
 def test_a_view_that_is_being_materialised_is_refused(world):
-    (world.root / "locks").mkdir()
     with FileLock(world.root / "locks" / f"{VIEW}.lock"), pytest.raises(LedgerError, match="another run"):
         world.run(FakeProducer(ROWS))
 
