@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from recsys_llm import schema
 from recsys_llm.bench.repositories import repo_config
+from recsys_llm.part_names import part_name
 from recsys_llm.producers.arrays import list_array
 from recsys_llm.timestamps import TIMESTAMP
 
@@ -45,7 +46,9 @@ def write_world(folder: Path, rows: int) -> None:
         for start in range(0, len(places), _PART_ROWS):
             some = places[start : start + _PART_ROWS]
             table = _stored(schema.JOIN_KEYS[entity], names[some], np.arange(start, start + len(some)), rng)
-            pq.write_table(table, parts / f"part-{start:08d}.parquet")
+            file = parts / f"{start}.parquet"
+            pq.write_table(table, file)
+            file.rename(parts / part_name(file))  # as ours are called: our side pays for the check of their content
     examples = {
         schema.USER_ID: pa.array(rng.choice(keys[schema.USER], rows), pa.string()),
         schema.ITEM_ID: pa.array(rng.choice(keys[schema.ITEM], rows), pa.string()),

@@ -76,6 +76,9 @@ def doctor(
     max_lag_hours: Annotated[float, typer.Option(help="Since the end of a view's last materialisation.")] = 36.0,
     min_coverage: Annotated[float, typer.Option(help="Share of the source's keys with a row.")] = 0.95,
     sample: Annotated[int, typer.Option(help="Keys of each view to compare with the online store.", min=1)] = 500,
+    limit: Annotated[
+        list[str], typer.Option(help="NAME=VALUE of another limit, such as max_psi=0.3; may be given again.")
+    ] = [],  # noqa: B006  typer hands out a new one
     json_file: JsonFile = None,
 ) -> None:
     """Look for what is wrong: stale views, an online store that lost rows, mixed models, drift, missing keys.
@@ -87,7 +90,7 @@ def doctor(
     from recsys_llm.bench.report import write_report
     from recsys_llm.commands.operations.doctor import Limits, examine
 
-    limits = Limits(max_lag_hours=max_lag_hours, min_coverage=min_coverage, sample=sample)
+    limits = Limits(max_lag_hours=max_lag_hours, min_coverage=min_coverage, sample=sample).changed(limit)
     findings = examine(repository, limits=limits, config_file=store_file)
     for finding in findings:
         typer.echo(str(finding))

@@ -221,7 +221,7 @@ class Ledger:
     def views(self) -> set[str]:
         """Return the names of the views that values are recorded of."""
         with self._engine.connect() as connection:
-            return set(connection.scalars(sa.select(_VIEWS.c.view)))
+            return set(connection.scalars(sa.select(VIEWS.c.view)))
 
     def parts(self, view: str) -> set[str]:
         """Return the names of the committed parts of ``view``."""

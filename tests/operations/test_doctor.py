@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from datetime import timedelta
 from pathlib import Path
@@ -18,10 +19,13 @@ from typer.testing import CliRunner
 from recsys_llm import schema
 from recsys_llm.cli import app
 from recsys_llm.commands.operations.doctor import Finding, Limits, examine
-from recsys_llm.commands.operations.doctor.vectors import neighbour_overlap, stability_index
+from recsys_llm.commands.operations.doctor.vectors import check_drift, neighbour_overlap, stability_index
+from recsys_llm.commands.operations.opening import stored_view
 from recsys_llm.commands.operations.repairing import compact_view
+from recsys_llm.producers import Parts
 from recsys_llm.retrieval import open_store
-from recsys_llm.timestamps import now
+from recsys_llm.timestamps import TIMESTAMP, now
+from tests.command_line import run_main
 
 CHECKED = (schema.ITEM_STATS, schema.USER_STATS)
 
@@ -122,7 +126,10 @@ def test_rows_of_two_models(repository):
     pq.write_table(other_model(pq.read_table(file)), file, write_page_checksum=True)
     found = failures(repository)
     assert ("fingerprints", schema.USER_STATS) in names(found)
-    assert any("were computed by two models" in finding.detail for finding in found if finding.subject == "services")
+    told = {one.subject: one.detail for one in examine(repository) if one.check == "fingerprints" and not one.ok}
+    services = {schema.RANKER, schema.RANKER_BASELINE}  # both read the view, and both are told
+    assert services <= set(told)
+    assert all("were computed by two models" in told[service] for service in services)
 
 
 def test_rows_from_the_future(repository):
@@ -164,9 +171,123 @@ def test_lost_and_foreign_parts(repository):
     assert any(finding.check == "parts" and "recorded and not on disk" in finding.detail for finding in found)
 
 
-def test_a_registry_of_another_place(repository, tmp_path):
-    import shutil
+@pytest.mark.faults
+@pytest.mark.parametrize("place", ["footer", "page"])
+def test_an_altered_part_is_a_finding_and_nothing_else_touches_it(repository, tmp_path, place):
+    altered = part(repository)
+    content = bytearray(altered.read_bytes())
+    content[-3 if place == "footer" else 60] ^= 0xFF
+    altered.write_bytes(bytes(content))
+    file = tmp_path / "doctor.json"
+    done = run_main("doctor", "-C", str(repository), "--json", str(file))
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    wrong = [found for found in json.loads(file.read_text())["findings"] if not found["ok"]]
+    assert any(found["check"] == "parts" and altered.name in found["detail"] for found in wrong), wrong
+    left = sorted(file.read_bytes() for file in altered.parent.iterdir())
+    for command in (["repair", schema.USER_STATS], ["compact", schema.USER_STATS], ["forget", "--user", "u00007"]):
+        done = run_main(*command, "-C", str(repository))
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+        assert altered.name in done.stderr
+        assert sorted(file.read_bytes() for file in altered.parent.iterdir()) == left
 
+
+def segment_findings(repository: Path, view: str) -> dict[str, bool]:
+    found = examine(repository, limits=Limits(sample=20))
+    return {one.subject: one.ok for one in found if one.check == "coverage" and one.subject.startswith(view)}
+
+
+def test_coverage_by_the_segment_of_profiles(repository):
+    file, tables = repository / "recsys_llm.yaml", repository.parent / "tables"
+    text = file.read_text()
+    settings = yaml.safe_load(text)
+    events = pq.read_table(settings["sources"]["interactions"]["parquet"])
+    users = sorted(set(events.column(schema.USER_ID).to_pylist()))
+    gone = [f"gone{number}" for number in range(25)]
+    stamps = pa.array([now() - timedelta(days=1)] * len(gone), events.schema.field(schema.EVENT_TIMESTAMP).type)
+    late = events.slice(0, len(gone)).set_column(
+        events.column_names.index(schema.USER_ID), schema.USER_ID, pa.array(gone, events.schema.field(0).type)
+    )
+    late = late.set_column(late.column_names.index(schema.EVENT_TIMESTAMP), schema.EVENT_TIMESTAMP, stamps)
+    pq.write_table(pa.concat_tables([events, late]), settings["sources"]["interactions"]["parquet"])
+    countries = ["DE"] * 3 + ["FR"] * (len(users) - 3) + ["IT"] * len(gone)
+    long_ago = pa.array([now() - timedelta(days=20_000)] * len(countries), stamps.type)
+    profiles = {schema.USER_ID: users + gone, "country": countries, schema.EVENT_TIMESTAMP: long_ago}
+    pq.write_table(pa.table(profiles), tables / "users.parquet")
+    settings["sources"]["users"] = {"parquet": str(tables / "users.parquet"), "segment": "country"}
+    file.write_text(yaml.safe_dump(settings))
+    try:
+        found = segment_findings(repository, schema.USER_STATS)
+    finally:
+        file.write_text(text)
+    assert found == {
+        f"{schema.USER_STATS}": False,
+        f"{schema.USER_STATS} (FR)": True,
+        f"{schema.USER_STATS} (IT)": False,
+        f"{schema.USER_STATS} (segments of fewer than 20 keys)": True,
+    }
+
+
+def test_coverage_by_each_of_an_items_categories(repository):
+    source = yaml.safe_load((repository / "recsys_llm.yaml").read_text())["sources"]["items"]["parquet"]
+    items = pq.read_table(source)
+    names = [f"Drama,{'Even' if place % 2 else 'Odd'}" for place in range(items.num_rows)]
+    names[0] = "Drama, Rare"
+    place = items.column_names.index(schema.CATEGORY)
+    pq.write_table(items.set_column(place, schema.CATEGORY, pa.array(names)), source)
+    found = segment_findings(repository, schema.ITEM_STATS)
+    assert {subject.partition(" ")[2] for subject in found} == {
+        "", "(Drama)", "(Even)", "(Odd)", "(segments of fewer than 20 keys)",
+    }  # fmt: skip
+
+
+def test_vectors_that_moved(repository):
+    rng = np.random.default_rng(0)
+    older = rng.standard_normal((300, 16)).astype(np.float32) + 3
+    same, other = older + 0.01, rng.standard_normal((300, 16)).astype(np.float32) * 2 - 3
+    assert {finding.ok for finding in drift(repository, older, same)} == {True}
+    moved = drift(repository, older, other)
+    assert [finding.ok for finding in moved] == [False] * 4
+    for finding, said in zip(
+        moved, ("mean length", "cosine of centroids", "stability index", "neighbours stay"), strict=True
+    ):
+        assert said in finding.detail
+    (empty,) = drift(repository, older[:0], same)
+    assert empty.ok and "too few to compare" in empty.detail
+    assert not any(finding.ok for finding in drift(repository, older * 0, same)[:1])
+
+
+def drift(repository: Path, older: np.ndarray, newer: np.ndarray) -> list[Finding]:
+    """Write vectors of items as parts, the newer ones as the last fifth of all rows."""
+    directory = repository / "data" / "features" / schema.ITEM_TEXT_EMBEDDING
+    shutil.rmtree(directory, ignore_errors=True)
+    parts = Parts(directory, schema.ITEM_TEXT_EMBEDDING, {"fingerprint": "f"})
+    at = now() - timedelta(days=9)
+    rows = [(f"x{number}", vector, at) for number in range(3) for vector in older]
+    rows += [(f"i{number}", vector, at) for number, vector in enumerate(older)]
+    rows += [(f"i{number}", vector, at + timedelta(days=1)) for number, vector in enumerate(newer)]
+    keys, vectors, stamps = zip(*rows, strict=True)
+    stamped = pa.array(stamps, TIMESTAMP)
+    table = {
+        schema.ITEM_ID: pa.array(keys),
+        schema.EMBEDDING: pa.array([vector.tolist() for vector in vectors], pa.list_(pa.float32())),
+        schema.EVENT_TIMESTAMP: stamped,
+        schema.CREATED_TIMESTAMP: stamped,
+    }
+    parts.write(pa.table(table))
+    with stored_view(repository, schema.ITEM_TEXT_EMBEDDING) as view:
+        return list(check_drift(view, Limits()))
+
+
+def test_limits_of_the_command(repository, tmp_path):
+    done = run_main("doctor", "-C", str(repository), "--limit", "max_nul_rate=0.5")
+    assert done.returncode == 2 and "did you mean 'max_null_rate'" in done.stderr
+    done = run_main("doctor", "-C", str(repository), "--limit", "max_null_rate=half")
+    assert done.returncode == 2 and "expected a number such as max_null_rate=0.99" in done.stderr
+    done = run_main("doctor", "-C", str(repository), "--limit", "max_null_rate=-1")
+    assert f"FAIL  null rate    {schema.USER_STATS}:{schema.N_EVENTS}" in done.stdout
+
+
+def test_a_registry_of_another_place(repository, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(repository, moved)
     found = failures(moved)

@@ -50,6 +50,11 @@ class StoredView:
         return parts_directory(self.definition, Path(self.store.repo_path))
 
     @property
+    def has_parts(self) -> bool:
+        """Whether any row was computed; no part is opened."""
+        return bool(part_files(self.directory))
+
+    @property
     def parts(self) -> Parts:
         """The parts; what is written anew says of itself what the first part does."""
         return parts_in(self.directory, self.name, self.ledger)

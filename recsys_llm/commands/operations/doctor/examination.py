@@ -7,11 +7,15 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
+import duckdb
+import pyarrow as pa
+
 from recsys_llm.commands.operations.doctor import online, registry, rows, vectors
 from recsys_llm.commands.operations.doctor.findings import Finding, Limits
 from recsys_llm.commands.operations.opening import StoredView, stored_views
 from recsys_llm.config import Config, load_config
 from recsys_llm.errors import RecsysLLMError
+from recsys_llm.passwords import first_line
 from recsys_llm.timestamps import now
 
 
@@ -48,7 +52,7 @@ def _findings(config: Config, views: list[StoredView], limits: Limits, at: datet
         yield from _tried("freshness", view.name, partial(registry.check_freshness, view, limits, at))
         yield from registry.note_end(view, config)
         yield from _tried("parts", view.name, partial(registry.check_parts, view))
-        if not view.parts.names():
+        if not view.has_parts:
             continue
         yield from _tried("rows", view.name, partial(rows.check_rows, view, config, limits, at))
         yield from _tried("parity", view.name, partial(online.check_parity, view, limits, at))
@@ -60,3 +64,5 @@ def _tried(check: str, subject: str, run: Callable[[], Iterator[Finding]]) -> It
         yield from run()
     except RecsysLLMError as error:
         yield Finding(check, subject, False, str(error))
+    except (duckdb.Error, pa.ArrowException, OSError) as error:  # an altered part, of which the check of parts tells
+        yield Finding(check, subject, False, f"can't be examined: {type(error).__name__}: {first_line(error)}")

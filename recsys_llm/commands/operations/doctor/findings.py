@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from recsys_llm.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,32 @@ class Limits:
     sample: int = 500
     """Keys of each view that are compared with the online store."""
     seed: int = 0
+    """Other keys for each."""
+
+    def changed(self, texts: Sequence[str]) -> Limits:
+        """Return these limits with some ``name=value`` put in place.
+
+        Raises
+        ------
+        ConfigError
+            There is no such limit, or the value is no number.
+
+        Examples
+        --------
+        >>> Limits().changed(["max_psi=0.3", "seed=7"]).max_psi
+        0.3
+        """
+        known = {field.name: float if isinstance(field.default, float) else int for field in fields(self)}
+        values: dict[str, Any] = {}
+        for text in texts:
+            name, _, value = text.partition("=")
+            if name not in known:
+                raise ConfigError(f"--limit {text}: unknown limit {name!r}; {did_you_mean(name, known)}")
+            try:
+                values[name] = known[name](value)
+            except ValueError:
+                raise ConfigError(f"--limit {text}: expected a number such as {name}={getattr(self, name)}") from None
+        return replace(self, **values)
 
 
 @dataclass(frozen=True)

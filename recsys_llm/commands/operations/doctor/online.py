@@ -41,7 +41,7 @@ def check_store(store: feast.FeatureStore, views: list[StoredView]) -> Iterator[
     yield Finding("online store", kind, evicted == 0, f"{evicted:,} keys were evicted since it started", evicted, 0)
     share = used / limit if limit else 0.0
     yield Finding("online store", kind, share < _FULL, f"{share:.0%} of maxmemory are used", share, _FULL)
-    filled = [view.name for view in views if view.parts.names()]
+    filled = [view.name for view in views if view.has_parts]
     lost = online.unpublished(store.config, filled)
     detail = f"{len(filled) - len(lost)} of {len(filled)} views are marked as published"
     yield Finding("online store", kind, not lost, detail + (f"; not {', '.join(lost)}: run repair" if lost else ""))
@@ -51,6 +51,9 @@ def check_parity(view: StoredView, limits: Limits, at: datetime) -> Iterator[Fin
     """Compare the newest rows of some keys with the online store, byte for byte."""
     (resolved,) = resolve_definition(view.store, _service(view)).views
     expected = _newest(view, limits, at)
+    if not expected.num_rows:
+        yield Finding("parity", view.name, True, "no row is stamped up to now: nothing to compare")
+        return
     reader = open_reader(view.store)
     try:
         keys = tuple(expected.column(view.join_key).to_pylist())
@@ -101,7 +104,7 @@ def _newest(view: StoredView, limits: Limits, at: datetime) -> pa.RecordBatch:
     files = [str(file) for file in part_files(view.directory)]
     with open_duckdb() as connection:
         table = connection.execute(query, [files, at, files, str(limits.seed), limits.sample]).to_arrow_table()
-    return table.drop_columns([CONTENT_HASH]).combine_chunks().to_batches()[0]
+    return pa.RecordBatch.from_struct_array(table.drop_columns([CONTENT_HASH]).to_struct_array().combine_chunks())
 
 
 def _service(view: StoredView) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from recsys_llm.commands.operations.doctor.findings import Finding, Limits, at_most
 from recsys_llm.commands.operations.opening import StoredView
 from recsys_llm.config import Config
-from recsys_llm.errors import ConfigError
+from recsys_llm.errors import ConfigError, RecsysLLMError
 from recsys_llm.metrics import write_run
 from recsys_llm.producers import ProducerTag
 from recsys_llm.producers.parts import part_files, read_manifest
@@ -43,8 +43,14 @@ def misplaced(view: StoredView) -> str | None:
 def check_services(store: feast.FeatureStore) -> Iterator[Finding]:
     """Find services whose vectors come from two models; the error of :func:`provenance` is the finding."""
     for service in store.list_feature_services():
-        provenance(resolve(store, service.name))
-        yield Finding("fingerprints", service.name, True, "its vectors come from one encoder and one sequence model")
+        try:
+            provenance(resolve(store, service.name))
+        except RecsysLLMError as error:
+            yield Finding("fingerprints", service.name, False, str(error))
+        else:
+            yield Finding(
+                "fingerprints", service.name, True, "its vectors come from one encoder and one sequence model"
+            )
 
 
 def check_freshness(view: StoredView, limits: Limits, at: datetime) -> Iterator[Finding]:

@@ -10,12 +10,15 @@ from recsys_llm.commands.operations.doctor.findings import Finding, Limits, at_l
 from recsys_llm.commands.operations.opening import StoredView
 from recsys_llm.config import Config
 from recsys_llm.producers.parts import part_files
-from recsys_llm.schema import CATEGORY, CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from recsys_llm.ranking.inputs import category_names
+from recsys_llm.schema import CATEGORY, CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, SEGMENT, USER_ID
 from recsys_llm.sources import tables
 from recsys_llm.sources.connection import open_duckdb, quoted
 from recsys_llm.timestamps import FUTURE_TOLERANCE
 
 _ALL = "all"
+FEWEST_KEYS = 20
+"""Segments of fewer are examined together: one missing key of theirs says nothing."""
 
 
 def check_rows(view: StoredView, config: Config, limits: Limits, at: datetime) -> Iterator[Finding]:
@@ -52,19 +55,33 @@ def check_rows(view: StoredView, config: Config, limits: Limits, at: datetime) -
 
 
 def _source_keys(join_key: str, config: Config, at: datetime) -> dict[str, set[str]]:
-    """Return the keys of the source up to ``at``: all, and those of each category or segment."""
+    """Return the keys of the source up to ``at``: all, those of each category or segment, and those of all small ones.
+
+    Keys that a gap hits alike would be lost among all: a new category, one country's events.
+    """
     found: dict[str, set[str]] = {}
-    if join_key == ITEM_ID:
-        batches, segment = tables.items(config, end=at), CATEGORY if config.sources.items.category else None
-    else:
-        has_segments = config.sources.interactions.segment is not None
-        batches = tables.interactions(config, end=at, segments=has_segments)
-        segment = "segment" if has_segments else None
-    for batch in batches:
-        ids = batch.column(USER_ID if join_key == USER_ID else ITEM_ID).to_pylist()
-        found.setdefault(_ALL, set()).update(ids)
-        if segment is not None and segment in batch.schema.names:
-            for key, of in zip(ids, batch.column(segment).to_pylist(), strict=True):
-                if of:
-                    found.setdefault(str(of), set()).add(key)
-    return found
+    for key, segments in _items(config, at) if join_key == ITEM_ID else _users(config, at):
+        for segment in (_ALL, *segments):
+            found.setdefault(segment, set()).add(key)
+    small = [segment for segment, keys in found.items() if segment != _ALL and len(keys) < FEWEST_KEYS]
+    pooled = set().union(*(found.pop(segment) for segment in small))
+    return found | ({f"segments of fewer than {FEWEST_KEYS} keys": pooled} if pooled else {})
+
+
+def _items(config: Config, at: datetime) -> Iterator[tuple[str, list[str]]]:
+    for batch in tables.items(config, end=at):
+        ids = batch.column(ITEM_ID).to_pylist()
+        categories = batch.column(CATEGORY).to_pylist() if CATEGORY in batch.schema.names else [None] * len(ids)
+        yield from ((key, category_names(text or "")) for key, text in zip(ids, categories, strict=True))
+
+
+def _users(config: Config, at: datetime) -> Iterator[tuple[str, list[str]]]:
+    """Yield the user of each event, with the segment that the event or the user's profile names."""
+    profiles: dict[str, str | None] = {}
+    for batch in tables.users(config, end=at):
+        if SEGMENT in batch.schema.names:  # rows are ordered by time: the newest one stays
+            profiles.update(zip(batch.column(USER_ID).to_pylist(), batch.column(SEGMENT).to_pylist(), strict=True))
+    for batch in tables.interactions(config, end=at, segments=True):
+        for key, named in zip(batch.column(USER_ID).to_pylist(), batch.column(SEGMENT).to_pylist(), strict=True):
+            segment = named or profiles.get(key)
+            yield key, [segment] if segment else []

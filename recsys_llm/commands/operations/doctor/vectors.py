@@ -38,7 +38,7 @@ def check_drift(view: StoredView, limits: Limits) -> Iterator[Finding]:
         )
         return
     norms = [float(np.linalg.norm(vectors, axis=1).mean()) for vectors in (older, newer)]
-    shift = abs(norms[1] / norms[0] - 1)
+    shift = abs(norms[1] / norms[0] - 1) if norms[0] else float("inf")
     yield at_most(
         "drift", view.name, shift, limits.max_norm_shift, f"mean length {norms[0]:.3f}, of new {norms[1]:.3f}"
     )
