@@ -6,6 +6,7 @@ import uuid
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +21,7 @@ from recsys_llm.config import TableConfig
 from recsys_llm.config.sections import Config, InteractionsConfig, ItemsConfig, SourcesConfig
 from recsys_llm.errors import RecsysLLMError, RowError, SchemaError, ServiceError
 from recsys_llm.retrieval import FeatureClient, Status
+from recsys_llm.retrieval.examples import check_segments
 from recsys_llm.sources import tables
 from recsys_llm.sources.connection import quoted
 from recsys_llm.sources.opening import open_source
@@ -112,8 +114,7 @@ def test_a_row_of_a_hostile_id_is_found_again(stored, canary, kind):
     repository.write_online(schema.ITEM_STATS, [{"item_id": hostile, "at": NOW, "n_events": 7, "category": "b"}])
     with FeatureClient(store=repository.store, now=lambda: NOW) as client:
         batch = client.lookup("u0", ["i0", hostile], service=EVERYTHING)
-    column = batch.to_arrow().column(schema.feature_column(schema.ITEM_STATS, "n_events"))
-    assert column.to_pylist() == [3, 7]
+    assert batch.to_pylist(schema.feature_column(schema.ITEM_STATS, "n_events")) == [3, 7]
     assert not canary.exists()
 
 
@@ -138,7 +139,7 @@ def history(tmp_path_factory):
 
 
 def test_hostile_ids_are_plain_ids_in_history(history, canary):
-    hostile = list(ids(canary).values())
+    hostile = [one for one in ids(canary).values() if "\0" not in one]
     asked = [*((one, one, hours(5)) for one in hostile), ("u0", "i0", hours(5))]
     training = history.training_set(examples(*asked), service=EVERYTHING)
     expected = [Status.MISSING] * len(hostile) + [Status.PRESENT]
@@ -146,6 +147,19 @@ def test_hostile_ids_are_plain_ids_in_history(history, canary):
     assert training.status(schema.USER_NEXT_ITEMS).tolist() == expected
     assert training.to_pandas()[schema.USER_ID].tolist() == [*hostile, "u0"]
     assert not canary.exists()
+
+
+def test_ids_that_pandas_would_take_for_others_are_refused(history):
+    """It compares texts up to a NUL: the rows of u0 would be missing, or be those of somebody else."""
+    assert pd.factorize(np.array(["u0\0x", "u0"], dtype=object))[0].tolist() == [0, 0]
+    at = pd.Series(pd.to_datetime([hours(5), hours(5)], utc=True)).dt.as_unit("us")
+    for place, row in enumerate((("u0\0x", "i0", hours(5)), ("u0", "i0\0", hours(5)))):
+        with pytest.raises(RowError, match="row 1: expected text, found a NUL character"):
+            history.training_set(examples(("u0", "i0", hours(5)), row), service=EVERYTHING)
+        with pytest.raises(RowError, match=r"ids\[1\]: expected text, found a NUL character"):
+            history.entity_history(("user", "item")[place], ["x", str(row[place])], at, service=EVERYTHING)
+    with pytest.raises(RowError, match="row 0: expected text, found a NUL character"):
+        check_segments(examples(("u0", "i0", hours(5)), segment=["a\0"]))
 
 
 def test_a_string_of_sql_is_no_frame_of_examples(history, canary):
@@ -245,5 +259,6 @@ def test_quoting_keeps_a_name_a_name(canary):
         with duckdb.connect() as connection:
             table = connection.sql(f"SELECT 1 AS {quoted(hostile)}")
             assert table.columns == [hostile]
-            assert connection.sql(f"SELECT {quoted(hostile)} FROM table").fetchone() == (1,)
+            found = connection.execute(f"SELECT {quoted(hostile)} FROM (SELECT 1 AS {quoted(hostile)})").fetchone()
+            assert found == (1,)
     assert not canary.exists()
