@@ -122,8 +122,12 @@ def read_signed_json(content: bytes, *, key: str = "signature") -> dict[str, Any
     ValueError
         It is not as it was written.
     """
-    found = json.loads(content)
-    signature = found.pop(key, None) if isinstance(found, dict) else None
-    if signature is None or signed_json(found, key=key) != content:
+    try:
+        found = json.loads(content)
+        signature = found.pop(key, None) if isinstance(found, dict) else None
+        altered = signature is None or signed_json(found, key=key) != content
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if altered:
         raise ValueError("altered or truncated since it was written")
     return dict(found)

@@ -206,7 +206,12 @@ def read_versions(file: Path) -> dict[str, str]:
     """
     import yaml
 
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ValueError(
+            f"{file}: expected lines such as `a_view_v1: a_view_v2`, found no YAML ({type(error).__name__}: {error})"
+        ) from None
     versions = {} if content is None else content
     if not isinstance(versions, dict) or not all(isinstance(name, str) for pair in versions.items() for name in pair):
         raise ValueError(f"{file}: expected lines such as `a_view_v1: a_view_v2`, found {content!r}")

@@ -23,17 +23,19 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file as save_tensors
 from torch import Tensor, nn
 
 from recsys_llm.errors import CheckpointError
-from recsys_llm.files import read_signed_json, replaced_file, sha256_of, signed_json
+from recsys_llm.files import is_plain_name, read_signed_json, replaced_file, sha256_of, signed_json
 
 FORMAT = 1
 _STATE = "state.json"
 _OURS = ("state", ".state")
 """How the names of our files begin, temporary ones included."""
+_KEYS = {"run", "step", "values", "file", "sha256"}
 _REMEDY = "start the training again with --restart, or remove the directory"
 
 _logger = logging.getLogger(__name__)
@@ -101,6 +103,10 @@ class TrainingState:
                 content["step"],
             )
             return None
+        if not is_plain_name(content["file"]):
+            raise CheckpointError(
+                f"{path}: expected the name of a file beside it, found {content['file']!r}; {_REMEDY}"
+            )
         file = directory / content["file"]
         try:
             raw = file.read_bytes()
@@ -108,7 +114,11 @@ class TrainingState:
             raise CheckpointError(f"{file}: can't be read ({error.strerror}); {_REMEDY}") from None
         if hashlib.sha256(raw).hexdigest() != content["sha256"]:
             raise CheckpointError(f"{file}: altered or truncated since it was saved; {_REMEDY}")
-        return cls(content["run"], content["step"], load_tensors(raw), content["values"])
+        try:
+            tensors = load_tensors(raw)
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{file}: no safetensors file ({type(error).__name__}: {error}); {_REMEDY}") from None
+        return cls(content["run"], content["step"], tensors, content["values"])
 
 
 def state_directory(target: Path) -> Path:
@@ -260,6 +270,9 @@ def _read_signed(path: Path) -> dict[str, Any]:
         content = read_signed_json(path.read_bytes())
     except (OSError, ValueError):
         raise CheckpointError(f"{path}: not as it was written; {_REMEDY}") from None
-    if content["format"] != FORMAT:
-        raise CheckpointError(f"{path}: expected format {FORMAT}, found {content['format']}; {_REMEDY}")
+    if content.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: expected format {FORMAT}, found {content.get('format')}; {_REMEDY}")
+    lacking = sorted(_KEYS - content.keys())
+    if lacking or not isinstance(content["values"], dict) or not isinstance(content["step"], int):
+        raise CheckpointError(f"{path}: expected the keys {', '.join(sorted(_KEYS))}, lacks {lacking}; {_REMEDY}")
     return content

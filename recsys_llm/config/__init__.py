@@ -1,6 +1,6 @@
 """``recsys_llm.yaml``, read and checked."""
 
-from recsys_llm.config.file import FILE_NAME, absolute_sqlite_url, load_config, yaml_problem
+from recsys_llm.config.file import FILE_NAME, YAML_ERRORS, absolute_sqlite_url, load_config, yaml_problem
 from recsys_llm.config.sections import (
     Config,
     InteractionsConfig,
@@ -32,6 +32,7 @@ __all__ = [
     "UserTokensConfig",
     "UserWordsConfig",
     "UsersConfig",
+    "YAML_ERRORS",
     "absolute_sqlite_url",
     "load_config",
     "yaml_problem",

@@ -19,6 +19,11 @@ from recsys_llm.errors import ConfigError, did_you_mean
 from recsys_llm.passwords import without_passwords
 
 FILE_NAME = "recsys_llm.yaml"
+YAML_ERRORS = (yaml.YAMLError, RecursionError, ValueError)
+"""What reading and parsing a YAML file raises; the last is of bytes that are no text, and of values like dates."""
+_QUOTE = re.compile(r"['\"]")
+_OWN_QUOTE = re.compile(r"'(?:<[a-z ]+>|[^\w'])'")
+"""What a message of the parser quotes of its own: a kind of token, or a sign."""
 
 
 def load_config(repository: Path | str) -> Config:
@@ -33,35 +38,55 @@ def load_config(repository: Path | str) -> Config:
     file = root / FILE_NAME
     if not file.is_file():
         raise ConfigError(f"{file}: not found; run `recsys-llm init {root}` to make a feature repository")
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not valid YAML: {yaml_problem(error)}") from None
+    raw, problem = _read_yaml(file)
+    # Raised here and below, not where it is caught: the error would keep what it is made of, and that holds values.
+    if problem is not None:
+        raise ConfigError(f"{file}: {problem}")
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: expected a mapping with the key 'sources', found {type(raw).__name__}")
     if "root" in raw:
         raise ConfigError(f"{file}: unknown key 'root'; known: {', '.join(_file_keys())}")
+    expanded = _expand(raw, file)
     try:
-        config = Config.model_validate({**_expand(raw, file), "root": root})
+        config, problem = Config.model_validate({**expanded, "root": root}), None
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(file, raw, problem) for problem in error.errors())) from None
+        problem = "\n".join(_explain(file, raw, found) for found in error.errors())
+    if problem is not None:
+        raise ConfigError(problem)
     return config.model_copy(update={"ledger": absolute_sqlite_url(config.ledger, root)})
 
 
-def yaml_problem(error: yaml.YAMLError) -> str:
-    """Return what is wrong and where, without the line itself: it may hold a password.
+def yaml_problem(error: Exception) -> str:
+    """Return why a file is no YAML, and where, without a word of the file: it may be a password.
+
+    Parameters
+    ----------
+    error
+        What reading and parsing raised: one of :data:`YAML_ERRORS`.
 
     Examples
     --------
-    >>> try:
-    ...     yaml.safe_load("ledger: @secret")
-    ... except yaml.YAMLError as error:
-    ...     yaml_problem(error)
+    >>> for text in ("ledger: @secret", "ledger: *secret", "ledger: 2026-99-99"):
+    ...     try:
+    ...         yaml.safe_load(text)
+    ...     except YAML_ERRORS as error:
+    ...         yaml_problem(error)
     "line 1, column 9: found character '@' that cannot start any token"
+    'line 1, column 9: found undefined alias'
+    'a value is none of its kind, such as a date without such a day'
     """
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start + 1} is not UTF-8"
+    if not isinstance(error, yaml.YAMLError):
+        return "a value is none of its kind, such as a date without such a day"
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return type(error).__name__
-    return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+    problem = error.problem or ""
+    if _QUOTE.search(_OWN_QUOTE.sub("", problem)):
+        problem = _QUOTE.split(problem, maxsplit=1)[0].strip()
+    return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {problem}"
 
 
 def absolute_sqlite_url(url: str, root: Path) -> str:
@@ -82,11 +107,24 @@ def _file_keys() -> list[str]:
     return sorted(name for name in Config.model_fields if name != "root")
 
 
-def _expand(value: Any, file: Path) -> Any:
+def _read_yaml(file: Path) -> tuple[Any, str | None]:
+    """Return what a file holds, or what is wrong with it."""
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8")), None
+    except YAML_ERRORS as error:
+        return None, f"not valid YAML: {yaml_problem(error)}"
+
+
+def _expand(value: Any, file: Path, above: frozenset[int] = frozenset()) -> Any:
+    """Return a value with its variables; ``above`` are the mappings and lists that it lies in."""
+    if isinstance(value, dict | list):
+        if id(value) in above:
+            raise ConfigError(f"{file}: a value holds itself, by an alias (`*name`) of its own anchor; write it out")
+        above = above | {id(value)}
     if isinstance(value, dict):
-        return {key: _expand(item, file) for key, item in value.items()}
+        return {key: _expand(item, file, above) for key, item in value.items()}
     if isinstance(value, list):
-        return [_expand(item, file) for item in value]
+        return [_expand(item, file, above) for item in value]
     if isinstance(value, str):
         return re.sub(r"\$\{(\w+)\}", lambda match: _variable(match[1], file), value)
     return value

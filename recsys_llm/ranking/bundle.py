@@ -62,7 +62,7 @@ def read_bundle(directory: Path | str, kind: str) -> tuple[dict[str, npt.NDArray
     except OSError as error:
         raise CheckpointError(f"{root}: expected {MANIFEST} and {TENSORS}: {error.strerror}; save the {kind} again")\
             from None  # fmt: skip
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{root / MANIFEST}: not a manifest of ours ({error!r}); save the {kind} again") from None
     if found != (FORMAT, kind):
         raise CheckpointError(
@@ -76,7 +76,7 @@ def read_bundle(directory: Path | str, kind: str) -> tuple[dict[str, npt.NDArray
             raise CheckpointError(f"{root / name}: altered: expected SHA-256 {expected}, found {actual}; save it again")
     try:
         return load_tensors(data), facts
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{root / TENSORS}: not a safetensors file: {error}") from None
 
 

@@ -19,6 +19,7 @@ from recsys_llm.retrieval.blocks import EntityBlock
 from recsys_llm.retrieval.caches import ItemCaches
 from recsys_llm.retrieval.contract import Checked
 from recsys_llm.retrieval.examples import Ids, check_examples, check_ids, check_timestamps, no_examples
+from recsys_llm.retrieval.ids import check_no_nul
 from recsys_llm.retrieval.item_cache import CacheSettings, CacheStats
 from recsys_llm.retrieval.joining import distinct_history, joined
 from recsys_llm.retrieval.lookup import Lookup
@@ -196,6 +197,7 @@ class FeatureClient(OnlineClient):
         if entity not in JOIN_KEYS:
             raise SchemaError(f"entity: expected user or item, found {entity!r}; {did_you_mean(entity, JOIN_KEYS)}")
         keys = check_ids(ids, name="ids")
+        check_no_nul(keys.tolist(), name="ids[{}]".format)
         micros = check_timestamps(timestamps, name="timestamps")
         if len(keys) != len(micros):
             raise SchemaError(f"entity_history: expected as many times as ids, found {len(micros)} and {len(keys)}")

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from recsys_llm.errors import RowError, SchemaError, did_you_mean
-from recsys_llm.retrieval.ids import Ids, check_id, check_ids
+from recsys_llm.retrieval.ids import Ids, check_id, check_ids, check_no_nul
 from recsys_llm.schema import EVENT_TIMESTAMP, ITEM_ID, SEGMENT, USER_ID
 
 __all__ = ["Ids", "Micros", "check_examples", "check_id", "check_ids", "check_segments", "check_timestamps"]
@@ -108,6 +108,8 @@ def check_segments(examples: pd.DataFrame) -> Ids | None:
                 f"examples: column {SEGMENT!r}, row {_row(series, np.argmax(codes == code))}: expected str or null, "
                 f"found {type(value).__name__} {value!r}; use .astype(str), or rename the column if it is no segment"
             )
+    given = [value if isinstance(value, str) else "" for value in series]
+    check_no_nul(given, name=lambda place: f"examples: column {SEGMENT!r}, row {_row(series, place)}")
     segments: Ids = known[codes]
     return segments
 
@@ -130,6 +132,7 @@ def _ids(series: pd.Series[Any], column: str) -> Ids:
             )
         if not _is_utf8(value):
             check_id(value, name=f"examples: column {column!r}, row {_row(series, np.argmax(codes == code))}")
+    check_no_nul(series.tolist(), name=lambda place: f"examples: column {column!r}, row {_row(series, place)}")
     return values[codes]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,27 @@ def check_id(value: Any, *, name: str) -> None:
         value.encode("utf-8")
     except UnicodeEncodeError:
         raise RowError(f"{name}: expected text, found a lone surrogate in {value!r}; remove it") from None
+
+
+def check_no_nul(values: Sequence[str], *, name: Callable[[int], str]) -> None:
+    """Refuse a NUL character in what pandas is to compare: it takes two texts for one that are alike up to there.
+
+    Parameters
+    ----------
+    name
+        Of the value at a place, in messages.
+
+    Raises
+    ------
+    RowError
+        One of them holds it.
+    """
+    if "\0" in "".join(values):
+        place = next(place for place, value in enumerate(values) if "\0" in value)
+        raise RowError(
+            f"{name(place)}: expected text, found a NUL character in {values[place]!r}: up to it, it could be "
+            "taken for another one; remove it"
+        )
 
 
 def _is_null(value: Any) -> bool:

@@ -128,8 +128,9 @@ def resolve(store: feast.FeatureStore, name: str) -> Service:
     from feast.errors import FeatureServiceNotFoundException
 
     try:
+        name.encode()  # a database's driver has an error of its own for text that is none
         definition = store.get_feature_service(name)
-    except FeatureServiceNotFoundException:
+    except (FeatureServiceNotFoundException, UnicodeEncodeError):
         known = [service.name for service in store.list_feature_services()]
         hint = did_you_mean(name, known) if known else "the registry holds none; run `feast apply`"
         raise ServiceError(f"feature service {name!r} is not in project {store.project}; {hint}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recsys_llm.config import absolute_sqlite_url, yaml_problem
+from recsys_llm.config import YAML_ERRORS, absolute_sqlite_url, yaml_problem
 from recsys_llm.errors import ConfigError, did_you_mean
 from recsys_llm.passwords import without_passwords
 from recsys_llm.registry_guard import check_kind, guard_registries
@@ -35,7 +35,6 @@ def open_store(repository: Path | str, *, config_file: str | None = None) -> fea
         The registry holds a row that would run code, or is of a kind that can't be checked for it.
     """
     import feast
-    import yaml
     from feast.repo_config import FeastConfigError, load_repo_config
     from feast.utils import get_default_yaml_file_path
 
@@ -45,10 +44,12 @@ def open_store(repository: Path | str, *, config_file: str | None = None) -> fea
         raise ConfigError(f"{file}: not found; run `recsys-llm init {root}` to make a feature repository")
     try:
         config, problem = load_repo_config(root, file), None
-    except yaml.YAMLError as error:
-        problem = f"not valid YAML: {yaml_problem(error)}"
     except FeastConfigError as error:
         problem = _problems(error)
+    except YAML_ERRORS as error:
+        problem = f"not valid YAML: {yaml_problem(error)}"
+    except (TypeError, AttributeError, KeyError):
+        problem = "expected a mapping with the keys project, registry, provider"
     if problem is not None:  # here, so that what was caught, and holds the file's values, isn't kept as the context
         raise ConfigError(f"{file}: {problem}")
     guard_registries()

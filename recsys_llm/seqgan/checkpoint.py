@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -25,6 +26,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
@@ -36,6 +38,7 @@ from recsys_llm.seqgan.vocabulary import Vocabulary
 
 FORMAT = 1
 GeneratorName = Literal["mle", "adversarial"]
+_GENERATORS: tuple[GeneratorName, ...] = ("mle", "adversarial")
 SLICES_FILE = "slices.json"
 """Of a directory with several checkpoints; see :mod:`recsys_llm.seqgan.rolling`."""
 _MANIFEST = "manifest.json"
@@ -158,18 +161,38 @@ class Checkpoint:
             found = _sha256(contents[name])
             if found != expected:
                 raise CheckpointError(f"{root / name}: expected SHA-256 {expected}, found {found}; {_REMEDY}")
-        vocabulary = Vocabulary(tuple(json.loads(contents[_VOCABULARY])))
+        try:
+            return cls._parsed(contents, manifest)
+        except _UNREADABLE as error:  # the bytes are as their manifest says, which somebody else may have written
+            raise CheckpointError(
+                f"{root}: no checkpoint of ours ({type(error).__name__}: {error}); {_REMEDY}"
+            ) from None
+
+    @classmethod
+    def _parsed(cls, contents: Mapping[str, bytes], manifest: dict[str, Any]) -> Self:
+        """Return what the files hold; raises one of :data:`_UNREADABLE` where they don't fit together."""
+        vocabulary = Vocabulary(tuple(_item_ids(contents[_VOCABULARY])))
         items = load_tensors(contents[_ITEMS])
         text = items.get("text")
+        for name, tensor in items.items():
+            if len(tensor) != len(vocabulary):
+                raise ValueError(f"expected a row of {name} for each of {len(vocabulary)} items, found {len(tensor)}")
+        for name in ("counts", "training_counts"):
+            if items[name].dtype != torch.int64 or items[name].dim() != 1:
+                raise ValueError(f"expected {name} as int64 (V,), found {items[name].dtype} {tuple(items[name].shape)}")
         generators: dict[GeneratorName, Generator] = {}
-        names: tuple[GeneratorName, ...] = ("mle", "adversarial")
-        for key in names:
+        for key in _GENERATORS:
             if _file(key) in contents:
                 with torch.random.fork_rng(devices=[]):  # its random start is overwritten
                     generator = Generator(items["training_counts"], text, **manifest["generator"])
                 generator.load_state_dict(load_tensors(contents[_file(key)]))
                 generators[key] = generator.eval()
-        return cls(vocabulary, items["counts"].numpy(), None if text is None else text.numpy(), generators, manifest)
+        found = cls(vocabulary, items["counts"].numpy(), None if text is None else text.numpy(), generators, manifest)
+        if found.trained_until.tzinfo is None or manifest["chosen"] not in generators:
+            raise ValueError("expected trained_until with a zone and the chosen generator")
+        # What is read of the manifest later is here, and of its type.
+        _ = found.fingerprint, found.encoder_fingerprint, found.filter_seen
+        return found
 
     def _contents(self) -> dict[str, bytes]:
         some = next(iter(self.generators.values()))
@@ -193,6 +216,17 @@ def is_replaceable(target: Path) -> bool:
 _REMEDY = "the checkpoint is damaged: copy it again or train anew"
 
 
+_UNREADABLE = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError)
+"""What parsing raises where files are as they were signed, and no checkpoint; RuntimeError: also of deep JSON."""
+
+
+def _item_ids(content: bytes) -> list[str]:
+    found = json.loads(content)
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise ValueError(f"{_VOCABULARY}: expected a list of strings")
+    return found
+
+
 def _file(name: GeneratorName) -> str:
     return f"generator_{name}.safetensors"
 
@@ -208,9 +242,13 @@ def _read_manifest(root: Path) -> dict[str, Any]:
         manifest = read_signed_json(content, key=_SIGNATURE)
     except ValueError:
         raise CheckpointError(f"{path}: not as it was written; {_REMEDY}") from None
-    if manifest["format"] != FORMAT:
-        found = manifest["format"]
+    found, files = manifest.get("format"), manifest.get("files")
+    if found != FORMAT:
         raise CheckpointError(f"{path}: expected format {FORMAT}, found {found}; train anew with this version")
+    known = {_VOCABULARY, _ITEMS, *map(_file, _GENERATORS)}
+    if not isinstance(files, dict) or not files.keys() <= known:
+        named = sorted(files.keys() - known) if isinstance(files, dict) else files
+        raise CheckpointError(f"{path}: expected the files {', '.join(sorted(known))}, found {named!r}; {_REMEDY}")
     return manifest
 
 

@@ -77,11 +77,11 @@ class RollingModel:
         if not file.exists():
             return cls((Checkpoint.load(directory),))
         try:
-            content = read_signed_json(file.read_bytes())
-        except ValueError:
+            described = list(read_signed_json(file.read_bytes())["slices"])
+        except (OSError, ValueError, KeyError, TypeError):
             raise CheckpointError(f"{file}: not as it was written; copy it again or train anew") from None
-        found = cls(tuple(Checkpoint.load(directory / _name(number)) for number in range(len(content["slices"]))))
-        if content["slices"] != found._described():
+        found = cls(tuple(Checkpoint.load(directory / _name(number)) for number in range(len(described))))
+        if described != found._described():
             raise CheckpointError(f"{file}: names other models than those beside it; copy the directory again")
         return found
 

@@ -68,11 +68,13 @@ def _digest(path: Path) -> str:
         if path.name in _NO_EFFECT:
             return hashlib.sha256(_canonical(path)).hexdigest()
         return sha256_of(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: can't be read for the model's fingerprint: {error}") from None
 
 
 def _canonical(path: Path) -> bytes:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content: Any = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object, found {type(content).__name__}; download the model again")
     kept = {key: value for key, value in content.items() if key not in _NO_EFFECT[path.name]}
     return json.dumps(kept, sort_keys=True).encode()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from recsys_llm.errors import CheckpointError, SchemaError
-from recsys_llm.files import read_signed_json, sha256_of, signed_json, write_synced
+from recsys_llm.files import is_plain_name, read_signed_json, sha256_of, signed_json, write_synced
 from recsys_llm.timestamps import as_utc
 
 MANIFEST = "recsys_llm.json"
@@ -81,6 +81,8 @@ class EncoderManifest:
         except (OSError, ValueError, KeyError, TypeError, SchemaError) as error:
             raise CheckpointError(f"{path}: not readable ({type(error).__name__}: {error}); train it again") from None
         for name, expected in files.items():
+            if not is_plain_name(name):
+                raise CheckpointError(f"{path}: expected names of files beside it, found {name!r}; train it again")
             if not (directory / name).is_file():
                 raise CheckpointError(f"{directory / name}: missing; train the encoder again, or copy it whole")
             if sha256_of(directory / name) != expected:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys_llm.errors import ModelError
+from recsys_llm.files import is_plain_name
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -40,6 +41,12 @@ SAFE_FILES = (
 )
 """The only files that are downloaded from a hub."""
 
+ADAPTER = "adapter_config.json"
+_ELSEWHERE = {
+    "transformers_weights": "the name of another file of weights",
+    "quantization_config": "which loads kernels for quantized weights",
+}
+"""Keys of config.json, and what they do."""
 _PACKAGE_NAME = re.compile(r"[A-Za-z0-9]+([._-]+[A-Za-z0-9]+)*")
 _APPLIED_MODULES = ("Transformer", "Pooling", "Normalize")
 _logger = logging.getLogger(__name__)
@@ -112,6 +119,7 @@ def read_model_directory(directory: Path, *, name: str) -> ModelFiles:
     if not tokenizer:
         raise ModelError(f"model {name!r}: no tokenizer in {directory}; expected one of {', '.join(TOKENIZER_FILES)}")
     _check_modules(directory, name)
+    _check_config(config, directory, name)
     return ModelFiles(name, directory, config, _weights(directory, name), tokenizer)
 
 
@@ -133,8 +141,9 @@ def _weights(directory: Path, name: str) -> tuple[Path, ...]:
         return (directory / WEIGHTS,)
     if (directory / WEIGHTS_INDEX).is_file():
         index = _read_json(directory / WEIGHTS_INDEX, name)
-        shards = sorted(set(index["weight_map"].values())) if isinstance(index, dict) and "weight_map" in index else []
-        missing = [shard for shard in shards if Path(shard).name != shard or not (directory / shard).is_file()]
+        named = index.get("weight_map") if isinstance(index, dict) else None
+        shards = sorted({str(shard) for shard in named.values()}) if isinstance(named, dict) else []
+        missing = [shard for shard in shards if not is_plain_name(shard) or not (directory / shard).is_file()]
         if not shards or missing:
             raise ModelError(
                 f"model {name!r}: {directory / WEIGHTS_INDEX} names shards {missing or '(none)'} that are not "
@@ -154,13 +163,47 @@ def _check_modules(directory: Path, name: str) -> None:
     if not (directory / MODULES).is_file():
         return
     modules = _read_json(directory / MODULES, name)
-    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules] if isinstance(modules, list) else []
+    listed = modules if isinstance(modules, list) else []
+    types = [module.get("type", "") if isinstance(module, dict) else module for module in listed]
+    kinds = [str(kind).rpartition(".")[2] for kind in types]
     others = [kind for kind in kinds if kind not in _APPLIED_MODULES]
     if others:
         raise ModelError(
             f"model {name!r}: its vectors need the layers {', '.join(others)} of {directory / MODULES}; "
             f"expected only {', '.join(_APPLIED_MODULES)}. Choose a model without them"
         )
+
+
+def _check_config(config: Any, directory: Path, name: str) -> None:
+    """Refuse what makes transformers read other files than those listed here, or fetch code, while it loads a model."""
+    for key, value in _deep_items(config):
+        if key in _ELSEWHERE and value is not None:
+            raise ModelError(
+                f"model {name!r}: {directory / CONFIG} has {key!r}, {_ELSEWHERE[key]}; expected a plain encoder with "
+                f"its weights in {WEIGHTS}. Choose another model, or save it without"
+            )
+        if "attn_implementation" in key and value not in (None, "eager", "sdpa"):
+            raise ModelError(
+                f"model {name!r}: {directory / CONFIG} has {key!r} {value!r}, for which transformers may fetch code "
+                "from a hub; expected 'eager' or 'sdpa'. Remove the key: attention is chosen here"
+            )
+    if (directory / ADAPTER).exists():
+        raise ModelError(
+            f"model {name!r}: {directory / ADAPTER} is there: expected a whole model, found an adapter to another one; "
+            "merge it into its base (peft's merge_and_unload), and save the result"
+        )
+
+
+def _deep_items(config: Any) -> list[tuple[str, Any]]:
+    """Return keys and values of a mapping and of all that lie in it."""
+    found: list[tuple[str, Any]] = []
+    waiting = [config]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            found += value.items()
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return found
 
 
 def _package_directory(name: str) -> Path | None:
@@ -207,5 +250,5 @@ def _read_json(path: Path, name: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"model {name!r}: {path} not found; expected a directory of a transformers model") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"model {name!r}: {path} is not readable JSON: {error}; download the model again") from None

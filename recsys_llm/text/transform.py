@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
@@ -163,7 +164,7 @@ class VectorTransform:
                 content["scale"],
                 content["notes"],
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(
                 f"{path}: no readable transform ({type(error).__name__}: {error}); expected a directory that "
                 "`recsys-llm text compress` or `recsys-llm migrate` has written"

@@ -22,7 +22,7 @@ PROJECT = "recsys"
 EVIL_MODULE = "recsys_llm_test_evil_module"
 
 
-class _Payload:
+class Payload:
     """Writes a file when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
@@ -64,7 +64,7 @@ def view_with_function(repository: Path, canary: Path) -> FeatureViewProto:
     proto = FeatureViewProto.FromString(raw)
     proto.spec.name = "hostile"
     function = proto.spec.feature_transformation.user_defined_function
-    function.name, function.body, function.mode = "f", pickle.dumps(_Payload(canary)), "python"
+    function.name, function.body, function.mode = "f", pickle.dumps(Payload(canary)), "python"
     return proto
 
 

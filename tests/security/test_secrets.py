@@ -280,6 +280,19 @@ def test_a_redis_that_dies_in_the_middle(production, monkeypatch, caplog):
     assert hits("logs", caplog.text) == []
 
 
+SHORT = (
+    f"ledger: @postgresql://me:{canary.TOKEN}@h/d",
+    f"x: *{canary.TOKEN}",
+    f"x: !{canary.TOKEN} 1",
+    f"x: !{canary.TOKEN}!y 1",
+    f"x: &{canary.TOKEN}'",
+    f"%{canary.TOKEN} 1",
+    f"x: [a, {canary.TOKEN}: b: c",
+    f"x: |{canary.TOKEN}",
+    f"? [{canary.TOKEN}]\n: 1\nledger: [{canary.TOKEN}]",
+    f'x: "\\q{canary.TOKEN}"',
+)
+"""Lines that the parser's own messages quote a word of."""
 SETTINGS = {
     "recsys_llm.yaml": (
         "sources: [{}",
@@ -288,8 +301,15 @@ SETTINGS = {
         "sources: {{items: {}}}",
         "ledger: [{}]",
         "x: {}",
+        *SHORT,
     ),
-    PROFILE: ("registry: [{}", "registry: {{path: {}}}", "project: {}", "registry: {{registry_type: sql, path: [{}]}}"),
+    PROFILE: (
+        *SHORT,
+        "registry: [{}",
+        "registry: {{path: {}}}",
+        "project: {}",
+        "registry: {{registry_type: sql, path: [{}]}}",
+    ),
 }
 
 
