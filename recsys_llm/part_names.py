@@ -22,7 +22,7 @@ def part_name(file: Path) -> str:
 def check_part(file: Path, view: str) -> None:
     """Refuse a part that is not as it was written; files of other names are not looked at.
 
-    Each state of a file (time of its last change, size) is read once in a process, at more than 1 GB/s.
+    Each state of a file (time of its last change, size) is read once in a process, at 0.5 to 1.5 GB/s.
 
     Raises
     ------

@@ -89,12 +89,12 @@ def settled(view: str, ledger: Ledger, parts: Parts) -> set[str]:
 
 
 def _groups(parts: Parts, rows_per_part: int) -> Iterator[list[str]]:
-    """Yield names of parts to merge, neighbours in time; a part that is large enough stays as it is."""
+    """Yield names of parts to merge: neighbours in time that say the same of themselves, each not large enough."""
     group: list[str] = []
     rows = 0
     for name in parts.in_order(parts.names()):
         count = parts.rows(name)
-        if group and rows + count > rows_per_part:
+        if group and (rows + count > rows_per_part or parts.manifest_of(name) != parts.manifest_of(group[0])):
             if len(group) > 1:
                 yield group
             group, rows = [], 0
@@ -106,6 +106,7 @@ def _groups(parts: Parts, rows_per_part: int) -> Iterator[list[str]]:
 
 def _exchange(view: str, ledger: Ledger, parts: Parts, old: list[str], table: pa.Table) -> None:
     ledger.check_lock(view)
-    new = {parts.write(table): table.num_rows} if table.num_rows else {}
+    same = Parts(parts.directory, view, parts.manifest_of(old[0]))
+    new = {same.write(table): table.num_rows} if table.num_rows else {}
     ledger.replace(view, [name for name in old if name not in new], new)
     remove_retired(view, ledger, parts)

@@ -104,6 +104,10 @@ class Parts:
             )
         return table
 
+    def manifest_of(self, name: str) -> dict[str, str]:
+        """Return what a part says of itself."""
+        return {key: value for key, value in read_manifest(self._file(name)).items() if key != "view"}
+
     def rows(self, name: str) -> int:
         """Return the number of rows of a part, from its footer."""
         return int(pq.read_metadata(self._file(name)).num_rows)

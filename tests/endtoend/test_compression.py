@@ -219,7 +219,7 @@ def test_a_view_that_lacks_items_is_not_measured_on(no_lookups, repository, comp
     part = next((repository / "data" / "features" / ITEMS).glob("*.parquet"))
     target = partial / "data" / "features" / ITEMS
     target.mkdir(parents=True)
-    pq.write_table(pq.read_table(part).slice(3), target / part.name)
+    pq.write_table(pq.read_table(part).slice(3), target / "part-some.parquet")
     found = compress_encoder(partial, "minilm_v1", until=until, out=tmp_path / "out", end=compressed.end, choose=FULL)
     assert found.sources == compressed.sources | {"vectors": "encoded"}
     assert f"view {ITEMS} holds 117 of 120 items; all are encoded instead" in caplog.text

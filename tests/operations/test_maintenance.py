@@ -18,7 +18,8 @@ from recsys_llm.commands.operations.forgetting import forget_user
 from recsys_llm.commands.operations.opening import stored_view
 from recsys_llm.commands.operations.repairing import compact_view, repair_view
 from recsys_llm.errors import ConfigError, DataError, LedgerError
-from recsys_llm.producers import maintenance
+from recsys_llm.producers import Parts, maintenance
+from recsys_llm.producers.parts import read_manifest
 from recsys_llm.producers.user_statistics import UserStatistics
 from recsys_llm.retrieval import open_store
 from recsys_llm.timestamps import now
@@ -87,6 +88,24 @@ def test_compact_keeps_every_row_and_what_is_served(repository, capsys):
     assert served(repository) == serving
     again = compact_view(repository, USERS, rows_per_part=1_000)
     assert (again.parts_before, again.parts_after) == (done.parts_after, done.parts_after)
+
+
+def test_parts_that_say_something_else_of_themselves_are_not_merged(repository):
+    """The same model may have written parts in two versions of this package: each keeps what it says."""
+    with stored_view(repository, USERS) as view:
+        some = sorted(parts(repository))[:2]
+        for file in some:
+            told = view.parts.manifest_of(file.name) | {"note": "newer"}
+            written = Parts(file.parent, USERS, told).write(view.parts.read(file.name))
+            view.ledger.replace(USERS, [file.name], {written: pq.read_metadata(file).num_rows})
+            file.unlink()
+        view.ledger.drop_retired(USERS)
+    history = stored(repository)
+    compact_view(repository, USERS, rows_per_part=10**6)
+    forget_user(repository, FORGOTTEN)
+    assert stored(repository) == [row for row in history if repr(FORGOTTEN) not in row]
+    told = [read_manifest(file).get("note") for file in parts(repository)]
+    assert set(told) == {None, "newer"} and 2 <= len(told) <= 5
 
 
 def test_a_repaired_store_serves_the_newest_rows_of_compacted_parts(repository, server):

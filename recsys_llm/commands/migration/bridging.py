@@ -20,6 +20,7 @@ from recsys_llm.config import FILE_NAME, Config, TextEncoderConfig
 from recsys_llm.engine.engine import parts_directory
 from recsys_llm.errors import ConfigError, MigrationError
 from recsys_llm.files import replaced_file
+from recsys_llm.part_names import check_part
 from recsys_llm.producers import encoder_model
 from recsys_llm.producers.hashing import fingerprint_of
 from recsys_llm.producers.parts import part_files, read_manifest
@@ -149,7 +150,12 @@ def _vectors(move: Move, config: Config) -> tuple[Floats, Floats, datetime]:
         FROM ({newest}) new JOIN ({newest}) old USING ({ITEM_ID})
         ORDER BY hash({ITEM_ID}), {ITEM_ID} LIMIT {MOST_ITEMS}
     """
-    files = [[str(file) for file in part_files(parts_directory(view, config.root))] for view in (move.new, move.old)]
+    files = []
+    for view in (move.new, move.old):
+        parts = part_files(parts_directory(view, config.root))
+        for part in parts:
+            check_part(part, view.name)
+        files.append([str(part) for part in parts])
     with open_duckdb() as connection:
         found: pa.Table = connection.execute(query, files).to_arrow_table()
     new, old = (stored_vectors(found.column(place).combine_chunks(), {}) for place in range(2))

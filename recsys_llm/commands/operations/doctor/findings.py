@@ -20,7 +20,7 @@ class Limits:
     max_null_rate: float = 0.99
     """Of a feature, among the newest rows."""
     max_norm_shift: float = 0.05
-    """Of the mean length of new vectors, relative to that of older ones."""
+    """Of the mean length of vectors between old and new, relative to the larger one."""
     min_centroid_cosine: float = 0.8
     """Of the means of new and older vectors."""
     max_psi: float = 0.5

@@ -38,7 +38,7 @@ def check_drift(view: StoredView, limits: Limits) -> Iterator[Finding]:
         )
         return
     norms = [float(np.linalg.norm(vectors, axis=1).mean()) for vectors in (older, newer)]
-    shift = abs(norms[1] / norms[0] - 1) if norms[0] else float("inf")
+    shift = abs(norms[1] - norms[0]) / max(*norms, 1e-12)
     yield at_most(
         "drift", view.name, shift, limits.max_norm_shift, f"mean length {norms[0]:.3f}, of new {norms[1]:.3f}"
     )
@@ -120,7 +120,7 @@ def _matrix(column: pa.ChunkedArray, storage: VectorStorage | None) -> Floats:
     rows = column.to_pylist()
     if storage is None or not storage.is_bytes:
         return np.array(rows, dtype=np.float32)
-    stored = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), -1)
+    stored = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), storage.width)
     return storage.decode(stored)
 
 
