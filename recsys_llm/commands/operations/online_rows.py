@@ -28,7 +28,8 @@ def delete_online(store: feast.FeatureStore, views: Sequence[feast.FeatureView],
     """
     from feast.infra.online_stores.redis import RedisOnlineStore as FeastRedisOnlineStore
     from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
-    from redis.exceptions import RedisError
+
+    from recsys_llm.redis_errors import REDIS_FAILED
 
     online, settings = store.provider.online_store, store.config.online_store
     try:
@@ -42,7 +43,7 @@ def delete_online(store: feast.FeatureStore, views: Sequence[feast.FeatureView],
                 f"online store {settings.type}: recsys_llm can't remove single rows from it; remove those of "
                 f"{views[0].join_keys[0]} {key!r} with its own tools, then run the command again"
             )
-    except (RedisError, sqlite3.Error) as error:
+    except (*REDIS_FAILED, sqlite3.Error) as error:
         raise StoreError(f"online store {settings.type}: {error}; run the command again") from None
 
 
