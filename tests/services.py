@@ -83,6 +83,26 @@ def redis_server(
 
 
 @contextlib.contextmanager
+def redis_cluster(*options: str) -> Iterator[Server]:
+    """Run a cluster of one Redis, which holds all slots."""
+    with redis_server("--cluster-enabled", "yes", "--cluster-node-timeout", "60000", *options) as server:
+        with redis.Redis.from_url(server.url) as admin:
+            admin.execute_command("CLUSTER", "ADDSLOTS", *range(16_384))
+        wait_for_cluster(server)
+        yield server
+
+
+def wait_for_cluster(server: Server) -> None:
+    """Wait until a node says that all slots are served: it takes about two seconds from its start."""
+    deadline = time.monotonic() + START_SECONDS
+    with redis.Redis.from_url(server.url) as admin:
+        while admin.cluster("INFO")["cluster_state"] != "ok":  # type: ignore[no-untyped-call]
+            if time.monotonic() > deadline:
+                raise ServiceFailedError(_log(server.folder))
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
 def postgres_server() -> Iterator[Server]:
     """Run a Postgres with a random password; its database is ``postgres``, its encoding UTF-8."""
     failures = []

@@ -14,7 +14,8 @@ import recsys_llm
 PACKAGE = Path(recsys_llm.__file__).parent
 
 BASE = {"errors", "files", "schema", "timestamps", "config", "bootstrap", "storage", "training_state", "registry_guard"}
-BASE |= {"metrics", "logs", "passwords", "registry_schema", "registry_rows", "part_names", "databases"}
+BASE |= {"metrics", "logs", "passwords", "registry_schema", "registry_rows"}
+BASE |= {"part_names", "databases", "redis_errors"}
 WRITE = {"sources", "text", "seqgan", "producers", "engine"}
 READ = {"retrieval", "ranking"}
 TOP = {"streaming", "commands", "bench", "cli", "cli_options"}
@@ -27,6 +28,7 @@ ALLOWED = {
     "part_names": {"errors", "files"},
     "passwords": {"errors"},
     "databases": set(),
+    "redis_errors": set(),
     "schema": set(),
     "timestamps": {"errors"},
     "config": {"errors", "passwords", "schema", "timestamps"},

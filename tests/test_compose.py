@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +21,11 @@ from tests.services import redis_binary, redis_server
 
 FILE = Path(__file__).parents[1] / "docker-compose.yml"
 DOCKERFILE = FILE.parent / ".docker" / "Dockerfile"
+GPUS = FILE.parent / ".docker" / "compose.gpu.yml"
 PASSWORDS = {"REDIS_PASSWORD": "first-secret", "POSTGRES_PASSWORD": "second-secret"}
 TOKEN = {"RAY_AUTH_TOKEN": "third-secret"}
 GIVEN = {**PASSWORDS, **TOKEN, "FEATURE_REPO": "/somewhere/my_features"}
+WAREHOUSE = {"WAREHOUSE_URL": "postgresql+psycopg://reader:fourth-secret@warehouse/shop"}
 SERVERS = ("postgres", "redis")
 APPS = ("materialize", "ray-head", "ray-worker")
 
@@ -37,9 +40,12 @@ def compose() -> str:
     return found
 
 
-def run_config(compose: str, file: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run ``docker-compose config`` on ``file`` with nothing but ``environment``."""
-    command = [compose, "--file", str(file), "--env-file", os.devnull, "config", *options]
+def run_config(
+    compose: str, file: Path, *options: str, over: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``docker-compose config`` on ``file``, and on what goes over it, with nothing but ``environment``."""
+    files = ["--file", str(file), *([] if over is None else ["--file", str(over)])]
+    command = [compose, *files, "--env-file", os.devnull, "config", *options]
     home = {"PATH": os.environ["PATH"], "HOME": str(file.parent)}
     return subprocess.run(command, env={**home, **environment}, capture_output=True, text=True, timeout=30)
 
@@ -47,7 +53,12 @@ def run_config(compose: str, file: Path, *options: str, **environment: str) -> s
 @pytest.fixture(scope="module")
 def services(compose: str) -> dict[str, Any]:
     """The services as Compose understands them."""
-    result = run_config(compose, FILE, "--format", "json", **GIVEN)
+    return read_services(compose)
+
+
+def read_services(compose: str, file: Path = FILE, *, over: Path | None = None, **environment: str) -> dict[str, Any]:
+    given = {**GIVEN, **WAREHOUSE, **environment}
+    result = run_config(compose, file, "--format", "json", over=over, **given)
     assert result.returncode == 0, result.stderr
     return dict(json.loads(result.stdout)["services"])
 
@@ -89,6 +100,15 @@ def test_a_mistake_is_found(compose: str, tmp_path: Path, found: str, replacemen
     assert run_config(compose, mutant, "--quiet", **GIVEN).returncode != 0
 
 
+SECRETS = {*PASSWORDS.values(), "fourth-secret"}
+NEEDED = {"redis": {PASSWORDS["REDIS_PASSWORD"]}, "postgres": {PASSWORDS["POSTGRES_PASSWORD"]}}
+
+
+def max_memory(service: dict[str, Any]) -> int:
+    (mebibytes,) = re.findall(r"--maxmemory (\d+)mb", service["command"][-1])
+    return int(mebibytes) * 2**20
+
+
 def problems(services: dict[str, Any]) -> list[str]:
     """Return what is wrong with services, as Compose understands them."""
     found = []
@@ -104,9 +124,11 @@ def problems(services: dict[str, Any]) -> list[str]:
             "root": service.get("user", "root") not in ("root", "0", "0:0"),
             "privileges": service.get("cap_drop") == ["ALL"]
             and service.get("security_opt") == ["no-new-privileges:true"],
-            "reachable from outside": name in SERVERS or list(service["networks"]) == ["inside"],
-            "secrets it needs not": name in (*SERVERS, "materialize")
-            or not any(secret in json.dumps(service) for secret in PASSWORDS.values()),
+            "reachable from outside": name in (*SERVERS, "materialize") or list(service["networks"]) == ["inside"],
+            "no way to a warehouse": name != "materialize" or sorted(service["networks"]) == ["inside", "outside"],
+            "no room for a rewrite": name != "redis" or 2 * max_memory(service) <= int(service.get("mem_limit", 0)),
+            "secrets it needs not": name == "materialize"
+            or not any(secret in json.dumps(service) for secret in SECRETS - NEEDED.get(name, set())),
             "Ray for everyone": name in SERVERS
             or {"RAY_AUTH_MODE": "token", **TOKEN}.items() <= service.get("environment", {}).items(),
         }
@@ -130,7 +152,22 @@ def test_every_service_is_pinned_private_bounded_and_watched(services: dict[str,
         ("  mem_limit: 4g\n", "", "ray-worker: no limits"),
         ("  cap_drop: [ALL]\n", "", "materialize: privileges"),
         ("  networks: [inside]\n", "  networks: [outside]\n", "ray-head: reachable from outside"),
-        ("    healthcheck: *ray-health\n", "", "ray-worker: no health check"),
+        (
+            "    networks: [inside, outside]\n    environment:",
+            "    environment:",
+            "materialize: no way to a warehouse",
+        ),
+        (
+            "  ray-worker:\n    <<: *app\n",
+            "  ray-worker:\n    <<: *app\n    networks: [inside, outside]\n",
+            "ray-worker: reachable from outside",
+        ),
+        ("--maxmemory 512mb", "--maxmemory 768mb", "redis: no room for a rewrite"),
+        (
+            "  ray-worker:\n",
+            "  ray-worker:\n    environment: {A: $WAREHOUSE_URL}\n",
+            "ray-worker: secrets it needs not",
+        ),
         ("    RAY_AUTH_MODE: token\n", "", "ray-worker: Ray for everyone"),
         ("      <<: *ray-token\n", "", "materialize: Ray for everyone"),
         ("  ray-head:\n", "  ray-head:\n    environment: {A: $REDIS_PASSWORD}\n", "ray-head: secrets it needs not"),
@@ -141,14 +178,13 @@ def test_a_careless_change_is_found(compose: str, tmp_path: Path, found: str, re
     assert found in text
     mutant = tmp_path / "docker-compose.yml"
     mutant.write_text(text.replace(found, replacement, 1))
-    result = run_config(compose, mutant, "--format", "json", **GIVEN)
-    assert result.returncode == 0, result.stderr
-    assert problem in problems(json.loads(result.stdout)["services"])
+    assert problem in problems(read_services(compose, mutant))
 
 
 def test_the_example_names_every_variable() -> None:
     """Whoever fills in .env.example has all that the file asks for."""
-    asked = set(re.findall(r"\$\{(\w+)", FILE.read_text()))
+    asked = set(re.findall(r"\$\{(\w+)|^ +([A-Z_]+):$", FILE.read_text(), re.MULTILINE))
+    asked = {name for names in asked for name in names if name}
     named = set(re.findall(r"^#?(\w+)=", (FILE.parent / ".env.example").read_text(), re.MULTILINE))
     assert named == asked
     required = set(re.findall(r"^(\w+)=", (FILE.parent / ".env.example").read_text(), re.MULTILINE))
@@ -158,6 +194,60 @@ def test_the_example_names_every_variable() -> None:
 def test_the_inside_has_no_way_out(compose: str) -> None:
     result = run_config(compose, FILE, "--format", "json", **GIVEN)
     assert json.loads(result.stdout)["networks"]["inside"]["internal"] is True
+
+
+def test_the_driver_knows_the_ledger_and_a_warehouse(compose: str, services: dict[str, Any]) -> None:
+    known = services["materialize"]["environment"]
+    assert known["LEDGER_URL"] == "postgresql+psycopg://feast:second-secret@postgres:5432/feast"
+    assert known["WAREHOUSE_URL"] == WAREHOUSE["WAREHOUSE_URL"]
+    elsewhere = read_services(compose, LEDGER_URL="sqlite:////repo/data/ledger.db", POSTGRES_DB="other")
+    assert elsewhere["materialize"]["environment"]["LEDGER_URL"] == "sqlite:////repo/data/ledger.db"
+    without = json.loads(run_config(compose, FILE, "--format", "json", **GIVEN).stdout)["services"]
+    assert without["materialize"]["environment"].get("WAREHOUSE_URL") is None  # not "", which is a URL nobody can read
+
+
+def test_a_worker_is_healthy_while_its_own_node_listens(services: dict[str, Any], free_port: int) -> None:
+    """Runs the very check; that Ray's daemon of a joined node listens there, and no longer than that, was seen once."""
+    worker = services["ray-worker"]
+    assert "--node-manager-port=6381" in worker["command"]
+    kind, _, *words = worker["healthcheck"]["test"]
+    command = [sys.executable, *(word.replace("6381", str(free_port)) for word in words)]
+    assert kind == "CMD" and subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 1
+    with socket.create_server(("", free_port)):
+        assert subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_gpus_are_reserved_for_those_who_compute(compose: str) -> None:
+    services = read_services(compose, over=GPUS, RECSYS_LLM_TAG="cuda")
+    assert problems(services) == []
+    reserved = {
+        name: service["deploy"]["resources"]["reservations"]["devices"]
+        for name, service in services.items()
+        if "reservations" in service.get("deploy", {}).get("resources", {})
+    }
+    assert sorted(reserved) == ["materialize", "ray-worker"]
+    for devices in reserved.values():
+        assert devices == [{"capabilities": ["gpu"], "driver": "nvidia", "count": -1}]  # -1: all
+    assert {services[name]["image"] for name in APPS} == {"recsys-llm:cuda"}
+    assert services["ray-worker"]["deploy"]["replicas"] == 1
+    # Ray counts a GPU once: only the worker offers those that it sees.
+    offers = {name: json.dumps([services[name].get("entrypoint"), services[name]["command"]]) for name in APPS}
+    assert [name for name, command in offers.items() if "--num-gpus=0" not in command] == ["ray-worker"]
+
+
+@pytest.mark.parametrize(("found", "replacement"), [("[gpu]", "gpu"), ("count: all", "count: some"), ("*gpus", "*gpu")])
+def test_a_mistake_about_gpus_is_found(compose: str, tmp_path: Path, found: str, replacement: str) -> None:
+    text = GPUS.read_text()
+    assert found in text
+    (tmp_path / "gpu.yml").write_text(text.replace(found, replacement))
+    assert run_config(compose, FILE, "--quiet", over=tmp_path / "gpu.yml", **GIVEN).returncode != 0
 
 
 @pytest.fixture
@@ -178,7 +268,7 @@ def run_in(folder: Path, service: dict[str, Any], *command: str) -> tuple[int, l
     return done.returncode, (folder / "calls").read_text().splitlines()
 
 
-JOIN = "ray start --address=ray-head:6380 --num-cpus=0"
+JOIN = "ray start --address=ray-head:6380 --num-cpus=0 --num-gpus=0"
 
 
 def test_the_materialize_loop_is_a_valid_script(services: dict[str, Any], stand_ins: Path) -> None:

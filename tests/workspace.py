@@ -93,7 +93,6 @@ def use_redis(repository: Path, url: str, **settings: Any) -> None:
         "type": "recsys_llm.stores.RedisOnlineStore",
         "connection_string": url.removeprefix("redis://").split("/")[0],
         "timeout_ms": 5_000,
-        "skip_dedup": True,
     } | settings
     file.write_text(yaml.safe_dump(content))
 

@@ -25,13 +25,13 @@ def store_identity(config: Any, project: str) -> str:
 def open_writer(config: RepoConfig, store: OnlineStore, view: FeatureView) -> OnlineWriter:
     """Return the fastest writer for an online store.
 
-    Redis clusters, and sqlite stores with columns for vector search or filters, are left to Feast's own writer.
+    Sqlite stores with columns for vector search or filters are left to Feast's own writer.
     """
-    from feast.infra.online_stores.redis import RedisOnlineStoreConfig, RedisType
+    from feast.infra.online_stores.redis import RedisOnlineStoreConfig
     from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
 
     settings = config.online_store
-    if isinstance(settings, RedisOnlineStoreConfig) and settings.redis_type != RedisType.redis_cluster:
+    if isinstance(settings, RedisOnlineStoreConfig):
         from recsys_llm.engine.write_redis import RedisWriter
 
         return RedisWriter(config, store, view)
@@ -49,8 +49,8 @@ def open_writer(config: RepoConfig, store: OnlineStore, view: FeatureView) -> On
 class OnlinePublisher:
     """Writes rows of one view to the online store.
 
-    A row replaces one of its key that is older or of the same time (a corrected value), on Redis whatever
-    ``skip_dedup`` says; a newer one stays, so that a stream may write fresher rows at the same time.
+    A row replaces one of its key that is older or of the same time (a corrected value); a newer one stays, so that a
+    stream may write fresher rows at the same time.
     """
 
     def __init__(self, config: RepoConfig, store: OnlineStore, view: FeatureView) -> None:

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,24 +20,12 @@ from feast.type_map import python_values_to_proto_values
 
 from recsys_llm.engine.values import stored_texts, stored_values
 from recsys_llm.errors import RowError
+from recsys_llm.stores.compare_and_set import Written
+
+__all__ = ["JoinKeys", "OnlineWriter", "Rows", "Written", "micros_of"]
 
 JoinKeys = Mapping[str, Any]
 """Column of each entity key to its ``feast.ValueType``."""
-
-
-class Written(NamedTuple):
-    """What became of rows that were handed to an online store."""
-
-    newer: int = 0
-    """Written: the store held no row of the key, or an older one."""
-    equal: int = 0
-    """Written over a row of the same time: a corrected value takes the place of the old one."""
-    older: int = 0
-    """Left out: the store holds a newer row of the key."""
-
-    def plus(self, other: Written) -> Written:
-        """Return the sum of both."""
-        return Written(*(one + another for one, another in zip(self, other, strict=True)))
 
 
 @dataclass(frozen=True)

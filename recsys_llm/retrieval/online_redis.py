@@ -7,9 +7,9 @@ from operator import add
 from typing import Any
 
 import redis
-from redis.exceptions import RedisError
 
 from recsys_llm.errors import StoreError
+from recsys_llm.redis_errors import REDIS_FAILED
 from recsys_llm.retrieval.decode import decode_timestamps
 from recsys_llm.retrieval.layout import RedisLayout
 from recsys_llm.retrieval.online import Meanwhile, Request, StoredRows
@@ -68,8 +68,8 @@ class RedisReader:
         """Return the replies to the first request, and those to all others."""
         asked = [(request, self.commands(request.views)) for request in requests]
         counts = [len(request.ids) for request in requests]
-        client = self.client()
         try:
+            client = self.client()  # of a cluster: it asks its nodes who has what
             if isinstance(client, redis.Redis):
                 packed = b"".join([commands.pack(request.ids) for request, commands in asked])
                 counted = counts[0], sum(counts[1:])
@@ -81,7 +81,7 @@ class RedisReader:
                         pipe.hmget(key, list(commands.fields))
                 replies: list[Any] = pipe.execute()
                 return replies[: counts[0]], replies[counts[0] :]
-        except RedisError as error:
+        except REDIS_FAILED as error:
             raise store_error(error) from error
 
 
@@ -133,10 +133,11 @@ class _Starts(dict[int, bytes]):
         return made
 
 
-def store_error(error: RedisError) -> StoreError:
+def store_error(error: Exception) -> StoreError:
     """Return what a lookup raises when Redis fails."""
+    reason = str(error).rpartition("of pipeline caused error: ")[2]  # before that, redis-py shows whose row it was
     return StoreError(
-        f"Redis: {type(error).__name__}: {error}; check that it is up and that online_store in feature_store.yaml "
+        f"Redis: {type(error).__name__}: {reason}; check that it is up and that online_store in feature_store.yaml "
         "names it"
     )
 

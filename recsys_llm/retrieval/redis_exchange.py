@@ -108,11 +108,16 @@ def _send_and_read(
         if meanwhile is not None:
             meanwhile()
         if isinstance(connection._parser, _HiredisParser):
-            return _read_hiredis(connection._parser, alike, others, fields)
+            found = _read_hiredis(connection._parser, alike, others, fields)
+            if (heard := getattr(connection, "heard", None)) is not None:
+                heard()
+            return found
         replies = [_read_one(connection) for _ in range(alike + others)]
         return replies[:alike], replies[alike:]
     except BaseException as error:
         connection.disconnect()  # replies that nobody reads would be taken for those of the next commands
+        if (heard := getattr(connection, "heard", None)) is not None:  # our own store's connections count failures
+            heard(error)
         if isinstance(error, TimeoutError):  # the parser's own errors are those of the socket
             raise redis.TimeoutError("Timeout reading from socket") from error
         if isinstance(error, OSError):

@@ -16,6 +16,7 @@ import redis
 from redis._parsers import _RESP3Parser
 from redis.exceptions import RedisError
 
+from recsys_llm.redis_errors import REDIS_FAILED
 from recsys_llm.retrieval.item_cache import Changes
 from recsys_llm.retrieval.online import Request, StoredRows
 from recsys_llm.retrieval.online_redis import RedisReader, store_error
@@ -46,7 +47,7 @@ class TrackedSource:
             connection = self._connected()
             while may_read(connection) and connection.can_read(0):
                 connection.read_response(push_request=True)
-        except RedisError:
+        except REDIS_FAILED:
             self._disconnect()
         written, lost = self._written, self._lost
         self._written, self._lost = set(), False
@@ -71,7 +72,7 @@ class TrackedSource:
             refused = next((reply for reply in replies if isinstance(reply, RedisError)), None)
             if refused is not None:
                 raise refused
-        except RedisError as error:
+        except REDIS_FAILED as error:
             raise store_error(error) from error
         return commands.split(request, replies)
 

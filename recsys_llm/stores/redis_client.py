@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from feast.infra.online_stores.redis import RedisOnlineStore as FeastRedisOnlineStore
 from feast.infra.online_stores.redis import RedisType
-from redis import Redis, RedisCluster
+from redis import Redis
 from redis import asyncio as redis_asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import FullJitterBackoff, NoBackoff
@@ -16,7 +16,8 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from recsys_llm.stores.breaker import CircuitBreaker
-from recsys_llm.stores.redis_connection import guarded
+from recsys_llm.stores.redis_cluster import SpannedCluster
+from recsys_llm.stores.redis_connection import guarded, spanned
 
 if TYPE_CHECKING:
     from recsys_llm.stores.redis_store import RedisOnlineStoreConfig
@@ -49,7 +50,8 @@ def connect(config: RedisOnlineStoreConfig, breaker: CircuitBreaker, timeout: fl
     if config.redis_type == RedisType.redis_cluster:
         # Only with a URL does redis-py take the class of a node's connections.
         host, port = nodes[0]
-        return RedisCluster(
+        return SpannedCluster(
+            budget,
             url=f"redis://{host}:{port}",
             startup_nodes=[ClusterNode(host, port) for host, port in nodes],  # type: ignore[no-untyped-call]
             connection_class=connection_class,
@@ -57,13 +59,20 @@ def connect(config: RedisOnlineStoreConfig, breaker: CircuitBreaker, timeout: fl
             **settings,
         )
     if config.redis_type == RedisType.redis_sentinel:
-        of_sentinels = {name: value for name, value in settings.items() if name.startswith(("socket_", "ssl_"))}
-        of_sentinels |= {"ssl": tls, "retry": Retry(NoBackoff(), 0)}
-        sentinel: Any = Sentinel(nodes, sentinel_kwargs=of_sentinels, retry=retry, **settings)  # type: ignore[no-untyped-call]
+        sentinel: Any = Sentinel([], retry=retry, **settings)  # type: ignore[no-untyped-call]
+        sentinel.sentinels = _sentinels(nodes, settings, timeout, tls=tls)
         return sentinel.master_for(config.sentinel_master, connection_class=connection_class)
     host, port = nodes[0]
     pool = ConnectionPool(connection_class=connection_class, host=host, port=port, retry=retry, **settings)
     return Redis(connection_pool=pool)
+
+
+def _sentinels(nodes: list[tuple[str, int]], settings: dict[str, Any], timeout: float, *, tls: bool) -> list[Any]:
+    """Return a client of each sentinel; they are asked one after the other, so they share the time of one wait."""
+    kept = {name: value for name, value in settings.items() if name.startswith(("socket_", "ssl_"))}
+    kept |= dict.fromkeys(("socket_timeout", "socket_connect_timeout"), timeout / len(nodes))
+    kept |= {"connection_class": spanned(tls=tls), "retry": Retry(NoBackoff(), 0)}
+    return [Redis(connection_pool=ConnectionPool(host=host, port=port, **kept)) for host, port in nodes]
 
 
 def connect_async(config: RedisOnlineStoreConfig) -> Any:

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 from redis.connection import Connection, SSLConnection
@@ -48,6 +51,35 @@ class Deadline:
         if left <= 0:
             raise TimeoutError("the request's time is used up")
         return left if timeout is None else min(timeout, left)
+
+    def limit(self, other: Deadline) -> None:
+        """Let no request go past this one's end, and begin none after it.
+
+        Raises
+        ------
+        redis.TimeoutError
+            It has passed.
+        """
+        if self.at is not None and self.at <= time.monotonic():
+            raise RedisTimeoutError("the request's time is used up")
+        if self.at is not None and (other.at is None or self.at < other.at):
+            other.at = self.at
+
+
+_SPAN: ContextVar[Deadline | None] = ContextVar("recsys_llm_redis_span", default=None)
+"""That of a request which asks several servers: a cluster's nodes, or sentinels and then their master."""
+
+
+@contextmanager
+def spanning(deadline: Deadline) -> Iterator[None]:
+    """End whatever this thread asks over connections of ours within the block at one deadline."""
+    if (outer := _SPAN.get()) is not None:
+        outer.limit(deadline)
+    token = _SPAN.set(deadline)
+    try:
+        yield
+    finally:
+        _SPAN.reset(token)
 
 
 class DeadlineSocket:
@@ -104,6 +136,8 @@ class GuardedConnection:
         self._counted = False
         is_probe = self.breaker.admit(self)
         self._deadline.begin(self.probe_budget if is_probe else self.budget)
+        if (span := _SPAN.get()) is not None:
+            span.limit(self._deadline)
         try:
             super().connect()  # type: ignore[misc]  # of the class that this is mixed into
         except _LOST:
@@ -131,6 +165,14 @@ class GuardedConnection:
         if self.breaker.failed:
             self.breaker.succeed()
         return reply
+
+    def heard(self, failure: BaseException | None = None) -> None:
+        """Count what came of replies that were read past :meth:`read_response`; None: they are all there."""
+        if failure is None:
+            if self.breaker.failed:
+                self.breaker.succeed()
+        elif isinstance(failure, (OSError, *_LOST)):
+            self._lost()
 
     def on_connect_check_health(self, check_health: bool = True) -> None:
         """Authenticate as redis-py does, then ask the server whether it would drop rows."""
@@ -182,9 +224,47 @@ def eviction_policy(reply: bytes | str) -> str:
     return values.get("maxmemory_policy", "unknown")
 
 
+class _AskedOfSentinels(SentinelManagedConnection):
+    """Sentinels that are asked for the master are asked within the request's time."""
+
+    _deadline: Deadline
+
+    def _connect_retry(self) -> None:
+        with spanning(self._deadline):
+            super()._connect_retry()  # type: ignore[no-untyped-call]
+
+
+class _AskedOfSentinelsOverTLS(_AskedOfSentinels, SentinelManagedSSLConnection):
+    pass
+
+
+class SpannedConnection:
+    """Mixin before a connection class of redis-py, for sentinels: they have as long as the request that asks them."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._deadline = Deadline()
+        super().__init__(*args, **kwargs)
+
+    def connect(self) -> None:
+        """Begin a question: the pool calls this each time that it hands out a connection."""
+        self._deadline.begin(None)
+        if (span := _SPAN.get()) is not None:
+            span.limit(self._deadline)
+        super().connect()  # type: ignore[misc]  # of the class that this is mixed into
+
+    def _connect(self) -> DeadlineSocket:
+        return DeadlineSocket(super()._connect(), self._deadline)  # type: ignore[misc]
+
+
+def spanned(*, tls: bool) -> type[Connection]:
+    """Return a connection class of redis-py that is a :class:`SpannedConnection`."""
+    base = SSLConnection if tls else Connection
+    return type(f"Spanned{base.__name__}", (SpannedConnection, base), {})
+
+
 def guarded(*, sentinel: bool, tls: bool, **settings: Any) -> type[Connection]:
     """Return a connection class of redis-py with the attributes of :class:`GuardedConnection`."""
     base: type[Connection] = SSLConnection if tls else Connection
     if sentinel:
-        base = SentinelManagedSSLConnection if tls else SentinelManagedConnection
+        base = _AskedOfSentinelsOverTLS if tls else _AskedOfSentinels
     return type(f"Guarded{base.__name__}", (GuardedConnection, base), settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import threading
@@ -17,11 +18,12 @@ from feast.infra.online_stores.redis import RedisClient
 from feast.infra.online_stores.redis import RedisOnlineStore as FeastRedisOnlineStore
 from feast.infra.online_stores.redis import RedisOnlineStoreConfig as FeastRedisOnlineStoreConfig
 from pydantic import ConfigDict, Field, StrictStr, field_validator, model_validator
-from redis.exceptions import RedisError
 
 from recsys_llm.errors import ConfigError, StoreError
+from recsys_llm.redis_errors import REDIS_FAILED
 from recsys_llm.stores import redis_client
 from recsys_llm.stores.breaker import CircuitBreaker
+from recsys_llm.stores.redis_rows import write_rows
 from recsys_llm.stores.runs import RunMarkers
 
 _OURS = {"password": "password_env or password_file", "username": "username", "socket_timeout": "timeout_ms"}
@@ -61,6 +63,9 @@ class RedisOnlineStoreConfig(FeastRedisOnlineStoreConfig):  # type: ignore[misc]
     """After so many failed requests in a row, only one at a time tries the server, the others fail at once."""
     allow_eviction: bool = False
     """Use a Redis that drops rows when it is full."""
+    skip_dedup: bool = False
+    """Feast's key to write without a look at the stored times; refused: the server compares the time of each row as it
+    writes it, at no further round trip, and a row of the same time replaces the stored one anyway."""
 
     @field_validator("connection_string")
     @classmethod
@@ -83,6 +88,16 @@ class RedisOnlineStoreConfig(FeastRedisOnlineStoreConfig):  # type: ignore[misc]
         if client != RedisClient.redis:
             raise ConfigError("online_store: expected client: redis, found glide, which would go round the timeouts")
         return client
+
+    @field_validator("skip_dedup")
+    @classmethod
+    def _always_compared(cls, skip: bool) -> bool:
+        if skip:
+            raise ConfigError(
+                "online_store: expected no skip_dedup, found true: the server compares the time of each row, and newer "
+                "and equal ones win; remove the key"
+            )
+        return skip
 
     @model_validator(mode="after")
     def _one_password(self) -> Self:
@@ -174,16 +189,29 @@ class RedisOnlineStore(FeastRedisOnlineStore):  # type: ignore[misc]  # Feast sh
         StoreError
             It can't be reached, or evicts rows.
         """
-        client = self._get_client(config.online_store)
+        client = self._answered(lambda: self._get_client(config.online_store))
         node = client.get_random_node().redis_connection if hasattr(client, "get_random_node") else client
         return self._answered(lambda: node.info("memory")), self._answered(lambda: node.info("stats"))
 
     def online_write_batch(
         self, config: RepoConfig, table: FeatureView, data: Any, progress: Callable[[int], Any] | None
     ) -> None:
-        """Write rows, as Feast does."""
+        """Write rows, each unless the server holds a newer one of its key; one of the same time replaces it.
+
+        Streams deliver late, so a row that is older is no error: it is left out, told of by a warning, and counted
+        (``recsys_llm_pushed_rows_total``). `feast push`, ``write_to_online_store`` and Feast's own engines write so.
+        An ACL user needs SCRIPT LOAD and EVALSHA for it (on a cluster EVALSHA and EVAL).
+        """
         with self.bulk_writes():
-            self._answered(lambda: super(RedisOnlineStore, self).online_write_batch(config, table, data, progress))
+            self._answered(lambda: write_rows(self._get_client(config.online_store), config, table, data))
+        if progress:
+            progress(len(data))
+
+    async def online_write_batch_async(
+        self, config: RepoConfig, table: FeatureView, data: Any, progress: Callable[[int], Any] | None
+    ) -> None:
+        """Write rows as :meth:`online_write_batch` does, in a thread: one way to compare, whoever writes."""
+        await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
 
     def update(
         self,
@@ -213,14 +241,16 @@ class RedisOnlineStore(FeastRedisOnlineStore):  # type: ignore[misc]  # Feast sh
 
     def _get_client(self, online_store_config: RedisOnlineStoreConfig) -> Any:
         """Return the client for reading, or that for writing inside :meth:`bulk_writes`."""
-        with self._clients:
-            if _BULK.get():
-                if self._writer is None:
-                    self._writer = self._open_writer(online_store_config)
-                return self._writer
-            if self._client is None:
-                self._client = self._open_reader(online_store_config)
-            return self._client
+        kept = "_writer" if _BULK.get() else "_client"
+        if getattr(self, kept) is None:
+            # A cluster is asked for its nodes here, so not under the lock: threads that wait would wait in turn.
+            opened = (self._open_writer if _BULK.get() else self._open_reader)(online_store_config)
+            with self._clients:
+                if getattr(self, kept) is None:
+                    setattr(self, kept, opened)
+                else:
+                    opened.close()
+        return getattr(self, kept)
 
     async def _get_client_async(self, online_store_config: RedisOnlineStoreConfig) -> Any:
         if self._client_async is None:
@@ -229,7 +259,8 @@ class RedisOnlineStore(FeastRedisOnlineStore):  # type: ignore[misc]  # Feast sh
 
     def _open_reader(self, config: RedisOnlineStoreConfig) -> Any:
         timeout = config.timeout_ms / 1_000
-        self._breaker = CircuitBreaker(config.breaker_failures, probe_seconds=2 * timeout)
+        with self._clients:  # one breaker, also while a cluster can't be opened
+            self._breaker = self._breaker or CircuitBreaker(config.breaker_failures, probe_seconds=2 * timeout)
         return redis_client.connect(config, self._breaker, timeout, budget=2.5 * timeout)
 
     def _open_writer(self, config: RedisOnlineStoreConfig) -> Any:
@@ -241,7 +272,7 @@ class RedisOnlineStore(FeastRedisOnlineStore):  # type: ignore[misc]  # Feast sh
     def _answered(self, ask: Callable[[], Any]) -> Any:
         try:
             return ask()
-        except RedisError as error:
+        except REDIS_FAILED as error:
             # redis-py's message of a failed pipeline, and its traceback, show the row.
             reason = str(error).rpartition("of pipeline caused error: ")[2]
             raise StoreError(

@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from recsys_llm import schema
 from recsys_llm.engine import write_sqlite
 from recsys_llm.engine.rows import Rows, Written
-from recsys_llm.engine.write_redis import CALLS_PER_TRIP, ROWS_PER_CALL, RedisWriter
+from recsys_llm.engine.write_redis import RedisWriter
 from recsys_llm.engine.write_sqlite import SqliteWriter
 from recsys_llm.errors import RowError, StoreError
+from recsys_llm.stores.compare_and_set import CALLS_PER_TRIP, ROWS_PER_CALL
 from tests.engine.online_places import ALL, PAIR, Place, columns_of, pair, table
 from tests.retrieval.feast_repository import STAMP, T0, hours
-from tests.services import redis_server
+from tests.services import redis_cluster, redis_server
 
 
 @pytest.mark.parametrize("rows", [20, 2 * CALLS_PER_TRIP * ROWS_PER_CALL + 3])
@@ -178,6 +179,20 @@ def test_a_server_that_has_forgotten_the_script_is_taught_it(places):
         client.script_flush()
     publisher(pair(2, hours(2)))
     assert place.read()["number"] == [2]
+
+
+@pytest.mark.parametrize("type_", ["redis", "recsys_llm.stores.RedisOnlineStore"])
+def test_a_cluster_says_what_became_of_rows(tmp_path, type_):
+    rows = 2 * CALLS_PER_TRIP * ROWS_PER_CALL + 3
+    ids = tuple(f"i{row}" for row in range(rows))
+    with redis_cluster() as server:
+        online = {"type": type_, "redis_type": "redis_cluster", "connection_string": f"127.0.0.1:{server.port}"}
+        place = Place("redis", tmp_path, server.url, {}, **online)
+        assert place.publish(pair(1, hours(5), ids)) == Written(newer=rows)
+        assert place.publish(pair(2, hours(4), ids)) == Written(older=rows)
+        assert place.publish(pair(3, hours(5), ids[:2])) == Written(equal=2)
+        assert place.publish(pair(4, hours(6), ids[1:3])) == Written(newer=2)
+        assert place.read(("i0", "i1", "i2", "i3"))["number"] == [3, 4, 4, 1]
 
 
 def test_a_full_redis_is_an_error(tmp_path):

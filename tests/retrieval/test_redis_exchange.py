@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 import uuid
 
 import pytest
@@ -17,10 +16,11 @@ from recsys_llm import schema
 from recsys_llm.errors import StoreError
 from recsys_llm.retrieval import FeatureClient
 from recsys_llm.retrieval.online_redis import Commands
-from recsys_llm.retrieval.redis_exchange import exchange
+from recsys_llm.retrieval.redis_exchange import exchange, exchange_alike, send_and_read
+from recsys_llm.stores import RedisOnlineStore, RedisOnlineStoreConfig
 from tests.retrieval.feast_repository import EVERYTHING, PLAIN, Repository
 from tests.retrieval.online_rows import NOW, fill_online
-from tests.services import redis_server
+from tests.services import redis_cluster, redis_server
 
 
 def hmget(key, *fields):
@@ -85,6 +85,61 @@ def test_a_frozen_redis_is_given_up_after_the_clients_timeout(tmp_path, own_redi
     assert batch.scalar("item_stats__n_events").tolist() == [7, 2**40]
 
 
+@pytest.fixture
+def guarded(own_redis):
+    """Our own store, whose client has one connection that is up."""
+    store = RedisOnlineStore()
+    address = f"127.0.0.1:{own_redis.port}"
+    client = store._get_client(RedisOnlineStoreConfig(connection_string=address, timeout_ms=400, breaker_failures=3))
+    assert exchange(client, PING, 1) == [b"PONG"]
+    return store, client
+
+
+PING = b"*1\r\n$4\r\nPING\r\n"
+
+
+def test_an_answer_over_a_connection_that_was_up_closes_the_breaker(guarded):
+    store, client = guarded
+    for number in range(3):
+        store._breaker.fail(number)  # as connections that are not up would
+    assert store.breaker_state == "open"
+    assert exchange(client, PING, 1) == [b"PONG"]
+    assert (store.breaker_state, store._breaker.failed) == ("closed", 0)
+    assert exchange(client, PING, 1) == [b"PONG"]
+
+
+def test_a_refused_command_is_an_answer_too(guarded):
+    store, client = guarded
+    store._breaker.fail("another")
+    with pytest.raises(redis.ResponseError):
+        exchange(client, b"*1\r\n$4\r\nHGET\r\n", 1)
+    assert store._breaker.failed == 0
+
+
+def test_a_connection_that_is_lost_while_reading_counts_once(guarded, own_redis):
+    store, client = guarded
+    connection = client.connection_pool.get_connection()
+    own_redis.process.send_signal(signal.SIGSTOP)
+    with pytest.raises(redis.TimeoutError):
+        send_and_read(connection, PING, 1)
+    assert store._breaker.failed == 1
+    with pytest.raises(redis.TimeoutError):
+        send_and_read(connection, PING, 1)  # the same request's retry
+    assert store._breaker.failed == 1
+    own_redis.process.send_signal(signal.SIGCONT)
+
+
+def test_what_is_done_meanwhile_is_no_failure_of_the_server(guarded):
+    store, client = guarded
+    with pytest.raises(KeyboardInterrupt):
+        exchange_alike(client, PING, (0, 1), 0, meanwhile=_interrupted)
+    assert store._breaker.failed == 0
+
+
+def _interrupted():
+    raise KeyboardInterrupt
+
+
 def test_threads_have_connections_of_their_own(tmp_path, own_redis):
     repository = repository_on(tmp_path, own_redis)
     with FeatureClient(store=repository.store, now=lambda: NOW) as client:
@@ -105,11 +160,7 @@ def test_threads_have_connections_of_their_own(tmp_path, own_redis):
 
 
 def test_a_cluster(tmp_path):
-    with redis_server("--cluster-enabled", "yes") as server, redis.Redis.from_url(server.url) as node:
-        node.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
-        deadline = time.monotonic() + 20
-        while node.execute_command("CLUSTER INFO")["cluster_state"] != "ok" and time.monotonic() < deadline:
-            time.sleep(0.05)
+    with redis_cluster() as server:
         repository = Repository(
             tmp_path,
             online={"type": "redis", "redis_type": "redis_cluster", "connection_string": f"127.0.0.1:{server.port}"},

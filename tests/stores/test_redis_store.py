@@ -6,7 +6,6 @@ import logging
 import socket
 import ssl
 import subprocess
-import time
 import uuid
 
 import pytest
@@ -19,7 +18,7 @@ from recsys_llm.stores import RedisOnlineStore, RedisOnlineStoreConfig
 from recsys_llm.stores.runs import RunMarkers
 from tests.faults.proxy import proxied
 from tests.retrieval.feast_repository import PLAIN, Repository, hours
-from tests.services import redis_binary, redis_server
+from tests.services import redis_binary, redis_cluster, redis_server
 
 CANARY = "canary-7f3a,with=comma"
 PATIENT = {"timeout_ms": 2_000}
@@ -86,6 +85,12 @@ def test_glide_is_refused():
         RedisOnlineStoreConfig(client="glide")
 
 
+def test_a_write_without_a_look_at_the_times_is_refused():
+    with pytest.raises(ConfigError, match="expected no skip_dedup, found true.*remove the key"):
+        RedisOnlineStoreConfig(skip_dedup=True)
+    assert RedisOnlineStoreConfig(skip_dedup=False).skip_dedup is False
+
+
 def test_an_acl_user_with_the_least_rights(tmp_path, monkeypatch):
     monkeypatch.setenv("SERVING", "pw")
     serving = ("--user", "serving", "on", ">pw", "~*", "+hmget", "+info", "+ping", "+client")
@@ -146,11 +151,7 @@ def check_rows(folder, online):
 
 
 def test_a_cluster(tmp_path):
-    with redis_server("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no") as server:
-        with redis.Redis.from_url(server.url) as admin:
-            admin.execute_command("CLUSTER", "ADDSLOTS", *range(16_384))
-            while admin.cluster("INFO")["cluster_state"] != "ok":
-                time.sleep(0.05)
+    with redis_cluster("--cluster-require-full-coverage", "no") as server:
         check_rows(tmp_path, {"redis_type": "redis_cluster", "connection_string": f"127.0.0.1:{server.port}"})
 
 

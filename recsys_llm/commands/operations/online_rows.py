@@ -27,7 +27,8 @@ def delete_online(store: feast.FeatureStore, join_key: str, key: str) -> None:
     """
     from feast.infra.online_stores.redis import RedisOnlineStore as FeastRedisOnlineStore
     from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
-    from redis.exceptions import RedisError
+
+    from recsys_llm.redis_errors import REDIS_FAILED
 
     online, settings = store.provider.online_store, store.config.online_store
     entity = _entity_key(store, join_key, key)
@@ -42,7 +43,7 @@ def delete_online(store: feast.FeatureStore, join_key: str, key: str) -> None:
                 f"online store {settings.type}: recsys_llm can't remove single rows from it; remove those of "
                 f"{join_key} {key!r} with its own tools, then run the command again"
             )
-    except (RedisError, sqlite3.Error) as error:
+    except (*REDIS_FAILED, sqlite3.Error) as error:
         raise StoreError(f"online store {settings.type}: {error}; run the command again") from None
 
 
