@@ -224,14 +224,32 @@ def test_no_counter_falls_when_a_client_goes():
     assert value("recsys_llm_breaker_open", **SHOP) == 1
     client.hits += 2
     assert value(names[0], **SHOP) - before[0] == 9
-    unknown = value(names[2], status="error", project="")
-    metrics.failed(0.25)
-    assert value(names[2], status="error", project="") - unknown == pytest.approx(0.25)  # the store couldn't be opened
-    unopened.project = "shop"
     metrics.failed(0.5)
     del client, other, unopened, each, metrics
     assert [after - was for after, was in zip(cached(), before, strict=False)] == [9, 2]
     assert value(names[2], **seconds) - before[2] == pytest.approx(0.5)
+
+
+def test_the_project_is_that_of_any_client_and_is_kept():
+    name, errors, kind = "recsys_llm_lookup_seconds_sum", "recsys_llm_store_errors_total", {"type": "StoreError"}
+    project, none = f"p{uuid.uuid4().hex[:8]}", value(name, status="error", project="")
+    metrics, unopened = LookupMetrics(), _Client(0, None)
+    metrics.watch(unopened)
+    metrics.failed(0.25)
+    assert value(name, status="error", project="") - none == pytest.approx(0.25)  # the store couldn't be opened
+    del unopened
+    forgotten, opened = _Client(0, None), _Client(0, project)
+    for client in (forgotten, opened):
+        metrics.watch(client)
+    metrics.failed(0.5)
+    metrics.store_failed(StoreError("gone"))
+    del client, opened
+    metrics.watch(_Client(0, None))
+    metrics.failed(0.5)
+    metrics.store_failed(StoreError("gone"))
+    assert value(name, status="error", project=project) == pytest.approx(1.0)
+    assert value(errors, project=project, **kind) == 2
+    assert value(name, status="error", project="") - none == pytest.approx(0.25)
 
 
 def test_a_cache_that_is_closed_still_counts(tmp_path):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 from prometheus_client import REGISTRY
@@ -64,14 +63,15 @@ class LookupMetrics:
 
     def __init__(self, *, multiprocess: bool = False) -> None:
         self._all: _Serving | Shared = Shared() if multiprocess else _SERVING
-        self._client: weakref.ref[Any] | None = None
+        self._clients: WeakSet[Any] = WeakSet()
         self._tally: _Tally | None = None
+        self._known: str | None = None
+        """The project, kept when its client goes."""
 
     def watch(self, client: Any) -> None:
         """Report the item cache and the breaker of a client: ``project``, ``cache_totals()`` and ``breaker_state``."""
         self._all.watch(client)
-        if self._client is None:
-            self._client = weakref.ref(client)
+        self._clients.add(client)
 
     def answered(self, seconds: float, batches: Sequence[Any]) -> None:
         """Note lookups that were answered."""
@@ -98,8 +98,10 @@ class LookupMetrics:
         return tally
 
     def _project(self) -> str | None:
-        client = self._client() if self._client is not None else None
-        return None if client is None else client.project
+        if self._known is None:
+            # Any of them: one that has opened nothing yet knows none, and may never do.
+            self._known = next((found for one in list(self._clients) if (found := one.project) is not None), None)
+        return self._known
 
 
 class _ProcessTally:

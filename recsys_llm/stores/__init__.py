@@ -1,19 +1,26 @@
 """Stores of our own, named by ``type:`` in feature_store.yaml."""
 
-from typing import Any
+from __future__ import annotations
 
-from recsys_llm.registry_guard import guard_registries
-from recsys_llm.stores.redis_store import RedisOnlineStore, RedisOnlineStoreConfig
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recsys_llm.stores.offline import DuckDBOfflineStore, DuckDBOfflineStoreConfig
+    from recsys_llm.stores.redis_store import RedisOnlineStore, RedisOnlineStoreConfig
 
 __all__ = ["DuckDBOfflineStore", "DuckDBOfflineStoreConfig", "RedisOnlineStore", "RedisOnlineStoreConfig"]
 
-guard_registries()  # Feast imports this module while it reads feature_store.yaml, before it opens the registry
+_HOMES = {
+    "DuckDBOfflineStore": "offline",
+    "DuckDBOfflineStoreConfig": "offline",
+    "RedisOnlineStore": "redis_store",
+    "RedisOnlineStoreConfig": "redis_store",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import DuckDB's store when it is asked for: lookups need none."""
-    if name in ("DuckDBOfflineStore", "DuckDBOfflineStoreConfig"):
-        from recsys_llm.stores import offline
-
-        return getattr(offline, name)
+    # LookupClient takes the guarded connections from here, and has no Feast; lookups need no DuckDB.
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,9 @@ from collections.abc import Callable
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+BREAKER_FAILURES = 5
+"""In a row, where settings don't say."""
+
 
 class BreakerOpenError(RedisConnectionError):
     """The server has failed several times in a row, and another request is finding out whether it is back."""

@@ -13,7 +13,10 @@ from feast import FileSource
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStore as FeastDuckDBOfflineStore
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig as FeastDuckDBOfflineStoreConfig
 
+from recsys_llm.registry_guard import guard_registries
 from recsys_llm.schema import CREATED_TIMESTAMP
+
+guard_registries()
 
 
 class DuckDBOfflineStoreConfig(FeastDuckDBOfflineStoreConfig):  # type: ignore[misc]  # Feast ships no types

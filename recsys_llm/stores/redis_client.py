@@ -11,47 +11,41 @@ from redis import asyncio as redis_asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import FullJitterBackoff, NoBackoff
 from redis.cluster import ClusterNode
-from redis.connection import ConnectionPool
+from redis.connection import Connection, ConnectionPool, SSLConnection
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from recsys_llm.stores.breaker import CircuitBreaker
 from recsys_llm.stores.redis_cluster import SpannedCluster
-from recsys_llm.stores.redis_connection import guarded, spanned
+from recsys_llm.stores.redis_connection import BUDGET, PAUSE_SECONDS, guarded, one_retry
+from recsys_llm.stores.redis_sentinel import AskedOfSentinels, AskedOfSentinelsOverTLS, spanned
 
 if TYPE_CHECKING:
     from recsys_llm.stores.redis_store import RedisOnlineStoreConfig
 
-_PAUSE_SECONDS = 0.02
-"""At most, before the retry; drawn at random, so that clients that failed together don't come back together."""
 
-
-def connect(config: RedisOnlineStoreConfig, breaker: CircuitBreaker, timeout: float, *, budget: float | None) -> Any:
+def connect(config: RedisOnlineStoreConfig, breaker: CircuitBreaker, timeout: float, *, limited: bool) -> Any:
     """Return a client whose connections are guarded; nothing is sent yet, but to a cluster.
 
     Parameters
     ----------
     timeout
         Of each connect and each wait, in seconds.
-    budget
-        Seconds for a request with its retry; None: no limit but ``timeout``.
+    limited
+        Whether a request with its retry has a limit too.
     """
     nodes, settings = _settings(config, timeout)
     tls = bool(settings.pop("ssl", False))
-    connection_class = guarded(
-        sentinel=config.redis_type == RedisType.redis_sentinel,
-        tls=tls,
-        breaker=breaker,
-        budget=budget,
-        probe_budget=None if budget is None else timeout,
-        allow_eviction=config.allow_eviction,
-    )
-    retry = Retry(FullJitterBackoff(cap=_PAUSE_SECONDS, base=_PAUSE_SECONDS), 1)
+    base: type[Connection] = SSLConnection if tls else Connection
+    if config.redis_type == RedisType.redis_sentinel:
+        base = AskedOfSentinelsOverTLS if tls else AskedOfSentinels
+    connection_class = guarded(base, breaker, timeout=timeout, limited=limited, allow_eviction=config.allow_eviction)
+    retry = one_retry()
     if config.redis_type == RedisType.redis_cluster:
         # Only with a URL does redis-py take the class of a node's connections.
         host, port = nodes[0]
         return SpannedCluster(
-            budget,
+            BUDGET * timeout if limited else None,
             url=f"redis://{host}:{port}",
             startup_nodes=[ClusterNode(host, port) for host, port in nodes],  # type: ignore[no-untyped-call]
             connection_class=connection_class,
@@ -78,7 +72,7 @@ def _sentinels(nodes: list[tuple[str, int]], settings: dict[str, Any], timeout: 
 def connect_async(config: RedisOnlineStoreConfig) -> Any:
     """Return a client for Feast's own ``online_read_async``: timeouts and the retry, but no breaker."""
     nodes, settings = _settings(config, config.timeout_ms / 1_000)
-    settings["retry"] = AsyncRetry(FullJitterBackoff(cap=_PAUSE_SECONDS, base=_PAUSE_SECONDS), 1)
+    settings["retry"] = AsyncRetry(FullJitterBackoff(cap=PAUSE_SECONDS, base=PAUSE_SECONDS), 1)
     if config.redis_type == RedisType.redis_cluster:
         startup = [redis_asyncio.cluster.ClusterNode(host, port) for host, port in nodes]
         return redis_asyncio.RedisCluster(startup_nodes=startup, **settings)

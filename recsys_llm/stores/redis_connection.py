@@ -15,14 +15,26 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
-from redis.connection import Connection, SSLConnection
+from redis.backoff import FullJitterBackoff
+from redis.connection import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
+from redis.retry import Retry
 
 from recsys_llm.errors import EvictingStoreError
 from recsys_llm.stores.breaker import CircuitBreaker
+
+TIMEOUT_MS = 100
+"""Of each connect and each wait, where settings don't say."""
+BUDGET = 2.5
+"""A request with its retry takes at most so many times the timeout of one wait."""
+PROBE = 2.0
+"""So many timeouts later, a request that tried a lost server no longer keeps others out."""
+POLICY_SECONDS = 1.0
+"""An open connection asks the server again whether it evicts, before the next request, when that was so long ago."""
+PAUSE_SECONDS = 0.02
+"""At most, before the retry; drawn at random, so that clients that failed together don't come back together."""
 
 _LOST = (RedisConnectionError, RedisTimeoutError)
 
@@ -73,13 +85,18 @@ _SPAN: ContextVar[Deadline | None] = ContextVar("recsys_llm_redis_span", default
 @contextmanager
 def spanning(deadline: Deadline) -> Iterator[None]:
     """End whatever this thread asks over connections of ours within the block at one deadline."""
-    if (outer := _SPAN.get()) is not None:
-        outer.limit(deadline)
+    limit_by_span(deadline)
     token = _SPAN.set(deadline)
     try:
         yield
     finally:
         _SPAN.reset(token)
+
+
+def limit_by_span(deadline: Deadline) -> None:
+    """Let a deadline be no later than that of the block which this thread is in; see :func:`spanning`."""
+    if (span := _SPAN.get()) is not None:
+        span.limit(deadline)
 
 
 class DeadlineSocket:
@@ -129,6 +146,7 @@ class GuardedConnection:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._deadline = Deadline()
         self._counted = False
+        self._asked_at = 0.0
         super().__init__(*args, **kwargs)
 
     def connect(self) -> None:
@@ -136,9 +154,9 @@ class GuardedConnection:
         self._counted = False
         is_probe = self.breaker.admit(self)
         self._deadline.begin(self.probe_budget if is_probe else self.budget)
-        if (span := _SPAN.get()) is not None:
-            span.limit(self._deadline)
+        limit_by_span(self._deadline)
         try:
+            self._ask_again()
             super().connect()  # type: ignore[misc]  # of the class that this is mixed into
         except _LOST:
             self._lost()
@@ -188,7 +206,25 @@ class GuardedConnection:
     def _connect(self) -> DeadlineSocket:
         return DeadlineSocket(super()._connect(), self._deadline)  # type: ignore[misc]
 
+    def _ask_again(self) -> None:
+        """Ask over a connection that is open already, now and then: a policy may be changed at any time."""
+        connection: Any = self  # of the class that this is mixed into
+        if self.allow_eviction or connection._sock is None or time.monotonic() - self._asked_at < POLICY_SECONDS:
+            return
+        try:
+            # A reply that nobody read would be taken for this one; pushed messages are told apart.
+            if connection.protocol == 2 and connection.can_read():
+                connection.disconnect()
+            else:
+                self._refuse_eviction()
+        except _LOST:
+            connection.disconnect()  # and is opened anew, which asks
+        except EvictingStoreError:
+            connection.disconnect()
+            raise
+
     def _refuse_eviction(self) -> None:
+        self._asked_at = time.monotonic()
         self.send_command("INFO", "memory", check_health=False)  # type: ignore[attr-defined]
         try:
             reply = self.read_response()
@@ -224,47 +260,32 @@ def eviction_policy(reply: bytes | str) -> str:
     return values.get("maxmemory_policy", "unknown")
 
 
-class _AskedOfSentinels(SentinelManagedConnection):
-    """Sentinels that are asked for the master are asked within the request's time."""
-
-    _deadline: Deadline
-
-    def _connect_retry(self) -> None:
-        with spanning(self._deadline):
-            super()._connect_retry()  # type: ignore[no-untyped-call]
+def one_retry() -> Retry:
+    """Return the retry of a request that failed."""
+    return Retry(FullJitterBackoff(cap=PAUSE_SECONDS, base=PAUSE_SECONDS), 1)
 
 
-class _AskedOfSentinelsOverTLS(_AskedOfSentinels, SentinelManagedSSLConnection):
-    pass
+def guarded(
+    base: type[Connection], breaker: CircuitBreaker, *, timeout: float | None, limited: bool, allow_eviction: bool
+) -> type[Connection]:
+    """Return a connection class of redis-py that is a :class:`GuardedConnection` too.
 
-
-class SpannedConnection:
-    """Mixin before a connection class of redis-py, for sentinels: they have as long as the request that asks them."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._deadline = Deadline()
-        super().__init__(*args, **kwargs)
-
-    def connect(self) -> None:
-        """Begin a question: the pool calls this each time that it hands out a connection."""
-        self._deadline.begin(None)
-        if (span := _SPAN.get()) is not None:
-            span.limit(self._deadline)
-        super().connect()  # type: ignore[misc]  # of the class that this is mixed into
-
-    def _connect(self) -> DeadlineSocket:
-        return DeadlineSocket(super()._connect(), self._deadline)  # type: ignore[misc]
-
-
-def spanned(*, tls: bool) -> type[Connection]:
-    """Return a connection class of redis-py that is a :class:`SpannedConnection`."""
-    base = SSLConnection if tls else Connection
-    return type(f"Spanned{base.__name__}", (SpannedConnection, base), {})
-
-
-def guarded(*, sentinel: bool, tls: bool, **settings: Any) -> type[Connection]:
-    """Return a connection class of redis-py with the attributes of :class:`GuardedConnection`."""
-    base: type[Connection] = SSLConnection if tls else Connection
-    if sentinel:
-        base = _AskedOfSentinelsOverTLS if tls else _AskedOfSentinels
+    Parameters
+    ----------
+    base
+        Of redis-py.
+    timeout
+        Of each wait, in seconds.
+    limited
+        Whether a request with its retry has to end within :data:`BUDGET` timeouts.
+    allow_eviction
+        Take a server that drops rows when it is full.
+    """
+    whole = BUDGET * timeout if limited and timeout is not None else None
+    settings = {
+        "breaker": breaker,
+        "budget": whole,
+        "probe_budget": None if whole is None else timeout,
+        "allow_eviction": allow_eviction,
+    }
     return type(f"Guarded{base.__name__}", (GuardedConnection, base), settings)

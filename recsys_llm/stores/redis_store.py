@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import threading
 import uuid
@@ -21,10 +20,15 @@ from pydantic import ConfigDict, Field, StrictStr, field_validator, model_valida
 
 from recsys_llm.errors import ConfigError, StoreError
 from recsys_llm.redis_errors import REDIS_FAILED
+from recsys_llm.registry_guard import guard_registries
 from recsys_llm.stores import redis_client
-from recsys_llm.stores.breaker import CircuitBreaker
+from recsys_llm.stores.breaker import BREAKER_FAILURES, CircuitBreaker
+from recsys_llm.stores.redis_connection import PROBE, TIMEOUT_MS
+from recsys_llm.stores.redis_password import named_password
 from recsys_llm.stores.redis_rows import write_rows
 from recsys_llm.stores.runs import RunMarkers
+
+guard_registries()  # Feast imports this module while it reads feature_store.yaml, before it opens the registry
 
 _OURS = {"password": "password_env or password_file", "username": "username", "socket_timeout": "timeout_ms"}
 _OURS |= {"socket_connect_timeout": "timeout_ms", "retry": "timeout_ms"}
@@ -54,15 +58,16 @@ class RedisOnlineStoreConfig(FeastRedisOnlineStoreConfig):  # type: ignore[misc]
     """Name of the environment variable that holds the password."""
     password_file: Path | None = None
     """File that holds the password, such as a secret that Docker mounts."""
-    timeout_ms: int = Field(default=100, ge=1, le=60_000)
+    timeout_ms: int = Field(default=TIMEOUT_MS, ge=1, le=60_000)
     """Limit of a connect and of a wait for the server while reading. With its one retry, a request takes at most
     2.5 times as long."""
     write_timeout_ms: int = Field(default=5_000, ge=1, le=600_000)
     """Limit of a connect and of a wait for the server while materialising."""
-    breaker_failures: int = Field(default=5, ge=1, le=1_000)
+    breaker_failures: int = Field(default=BREAKER_FAILURES, ge=1, le=1_000)
     """After so many failed requests in a row, only one at a time tries the server, the others fail at once."""
     allow_eviction: bool = False
-    """Use a Redis that drops rows when it is full."""
+    """Use a Redis that drops rows when it is full. False: the policy is asked for at each new connection, and again
+    before a request where the last time was a second ago or more."""
     skip_dedup: bool = False
     """Feast's key to write without a look at the stored times; refused: the server compares the time of each row as it
     writes it, at no further round trip, and a row of the same time replaces the stored one anyway."""
@@ -113,16 +118,7 @@ class RedisOnlineStoreConfig(FeastRedisOnlineStoreConfig):  # type: ignore[misc]
         ConfigError
             The variable is not set, or the file can't be read.
         """
-        if self.password_env is not None:
-            if not os.environ.get(self.password_env):
-                raise ConfigError(f"online_store: password_env names {self.password_env}, which is not set; set it")
-            return os.environ[self.password_env]
-        if self.password_file is not None:
-            try:
-                return self.password_file.read_text(encoding="utf-8").rstrip("\r\n")
-            except OSError as error:
-                raise ConfigError(f"online_store: password_file {self.password_file}: {error.strerror}") from None
-        return None
+        return named_password(self.password_env, self.password_file, where="online_store")
 
 
 class RedisOnlineStore(FeastRedisOnlineStore):  # type: ignore[misc]  # Feast ships no types
@@ -260,14 +256,14 @@ class RedisOnlineStore(FeastRedisOnlineStore):  # type: ignore[misc]  # Feast sh
     def _open_reader(self, config: RedisOnlineStoreConfig) -> Any:
         timeout = config.timeout_ms / 1_000
         with self._clients:  # one breaker, also while a cluster can't be opened
-            self._breaker = self._breaker or CircuitBreaker(config.breaker_failures, probe_seconds=2 * timeout)
-        return redis_client.connect(config, self._breaker, timeout, budget=2.5 * timeout)
+            self._breaker = self._breaker or CircuitBreaker(config.breaker_failures, probe_seconds=PROBE * timeout)
+        return redis_client.connect(config, self._breaker, timeout, limited=True)
 
     def _open_writer(self, config: RedisOnlineStoreConfig) -> Any:
         # With a breaker of its own: its patience says nothing of how long a lookup should wait.
         timeout = config.write_timeout_ms / 1_000
-        breaker = CircuitBreaker(config.breaker_failures, probe_seconds=2 * timeout)
-        return redis_client.connect(config, breaker, timeout, budget=None)
+        breaker = CircuitBreaker(config.breaker_failures, probe_seconds=PROBE * timeout)
+        return redis_client.connect(config, breaker, timeout, limited=False)
 
     def _answered(self, ask: Callable[[], Any]) -> Any:
         try:

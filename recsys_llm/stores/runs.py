@@ -34,7 +34,7 @@ class RunMarkers:
 
     def __init__(self, client: Any, project: str) -> None:
         self._client = client
-        self._key = f"recsys_llm:runs:{project}"
+        self._key = marks_key(project)
 
     def begin(self, view: str, fresh: str) -> str:
         """Return the id of the run that published ``view`` or began to; where there is none, note ``fresh``."""
@@ -66,6 +66,20 @@ class RunMarkers:
     def forget(self, view: str) -> None:
         """Remove the mark of a view whose rows are removed."""
         self._client.hdel(self._key, view, _filling(view))
+
+
+def marks_key(project: str) -> str:
+    """Return the hash that holds the marks of a project, by view."""
+    return f"recsys_llm:runs:{project}"
+
+
+def emptied(project: str, views: Sequence[str]) -> EmptiedStoreError:
+    """Return what a reader raises where these views have no marks."""
+    return EmptiedStoreError(
+        f"Redis holds no finished run of {', '.join(views)} in project {project}: it was emptied, restarted without "
+        "its data, or is not filled yet; `feast materialize` fills it from the parts, or at once "
+        f"`recsys-llm repair {views[0]}`"
+    )
 
 
 def _filling(view: str) -> str:

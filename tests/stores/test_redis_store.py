@@ -14,7 +14,7 @@ from feast import RepoConfig
 
 from recsys_llm import schema
 from recsys_llm.errors import ConfigError, EmptiedStoreError, EvictingStoreError, StoreError
-from recsys_llm.stores import RedisOnlineStore, RedisOnlineStoreConfig
+from recsys_llm.stores import RedisOnlineStore, RedisOnlineStoreConfig, redis_connection
 from recsys_llm.stores.runs import RunMarkers
 from tests.faults.proxy import proxied
 from tests.retrieval.feast_repository import PLAIN, Repository, hours
@@ -132,7 +132,7 @@ def test_tls(redis_url, certificate):
             client_of(connection_string=f"127.0.0.1:{proxy.port}", timeout_ms=200).ping()
 
 
-def check_rows(folder, online):
+def check_rows(folder, online, monkeypatch):
     repository = Repository(folder, online={"type": "recsys_llm.stores.RedisOnlineStore", **PATIENT, **online})
     rows = [{"item_id": f"i{number}", "at": hours(1), "n_events": number} for number in range(50)]
     repository.write_online(schema.ITEM_STATS, rows)
@@ -142,20 +142,27 @@ def check_rows(folder, online):
     run = store.provider.online_store.begin_run(store.config, schema.ITEM_STATS)
     store.provider.online_store.end_run(store.config, schema.ITEM_STATS, run)
     assert store.provider.online_store.unpublished(store.config, [schema.ITEM_STATS, "other"]) == ["other"]
+    with store.provider.online_store.bulk_writes():
+        store.provider.online_store.unpublished(store.config, [schema.ITEM_STATS])  # the writer's connection is open
+    client = store.provider.online_store._get_client(store.config.online_store)
+    node = client.get_random_node().redis_connection if hasattr(client, "get_random_node") else client
+    node.config_set("maxmemory-policy", "allkeys-lru")
+    monkeypatch.setattr(redis_connection, "POLICY_SECONDS", 0.0)
     with pytest.raises(EvictingStoreError):
-        client = store.provider.online_store._get_client(store.config.online_store)
-        node = client.get_random_node().redis_connection if hasattr(client, "get_random_node") else client
-        node.config_set("maxmemory-policy", "allkeys-lru")
-        node.connection_pool.disconnect()
         node.get("a")
+    with store.provider.online_store.bulk_writes(), pytest.raises(EvictingStoreError):
+        store.provider.online_store.begin_run(store.config, schema.ITEM_STATS)
+    with pytest.raises(EvictingStoreError):
+        repository.write_online(schema.ITEM_STATS, rows)
 
 
-def test_a_cluster(tmp_path):
+def test_a_cluster(tmp_path, monkeypatch):
     with redis_cluster("--cluster-require-full-coverage", "no") as server:
-        check_rows(tmp_path, {"redis_type": "redis_cluster", "connection_string": f"127.0.0.1:{server.port}"})
+        settings = {"redis_type": "redis_cluster", "connection_string": f"127.0.0.1:{server.port}"}
+        check_rows(tmp_path, settings, monkeypatch)
 
 
-def test_sentinels(tmp_path):
+def test_sentinels(tmp_path, monkeypatch):
     with redis_server() as server:
         settings = tmp_path / "sentinel.conf"
         settings.write_text(f"sentinel monitor shop 127.0.0.1 {server.port} 1\n")
@@ -163,7 +170,7 @@ def test_sentinels(tmp_path):
         with redis_server(command=command) as sentinel:
             names = f"127.0.0.1:{sentinel.port}"
             online = {"redis_type": "redis_sentinel", "sentinel_master": "shop", "connection_string": names}
-            check_rows(tmp_path, online)
+            check_rows(tmp_path, online, monkeypatch)
 
 
 def test_marks_of_runs(redis_url):
