@@ -86,6 +86,8 @@ async def _spoil(proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.Str
 
 async def _close(server: asyncio.Server, proxy: Proxy) -> None:
     server.close()
+    await asyncio.sleep(0.01)  # a connection that was accepted just now becomes a task
     for task in list(proxy.tasks):
         task.cancel()
     await asyncio.gather(*proxy.tasks, return_exceptions=True)
+    await asyncio.sleep(0.01)  # what was aborted is closed when the loop comes by

@@ -154,6 +154,21 @@ def test_a_feature_without_values(repository):
     assert ("null rate", f"{schema.USER_STATS}:{schema.N_EVENTS}") in names(failures(repository))
 
 
+def test_a_feature_that_the_source_has_no_column_for_is_no_failure(repository):
+    file = repository / "recsys_llm.yaml"
+    text = file.read_text()
+    settings = yaml.safe_load(text)
+    settings["sources"]["interactions"].pop("price", None)
+    file.write_text(yaml.safe_dump(settings))
+    try:
+        found = examine(repository, limits=Limits(sample=20, max_null_rate=-1.0))
+    finally:
+        file.write_text(text)
+    told = {one.subject for one in found if one.check == "null rate"}
+    assert f"{schema.ITEM_STATS}:{schema.N_EVENTS}" in told
+    assert not told & {f"{schema.ITEM_STATS}:{schema.PRICE}", f"{schema.USER_STATS}:{schema.MEAN_PRICE}"}
+
+
 def test_keys_without_a_row(repository):
     sources = yaml.safe_load((repository / "recsys_llm.yaml").read_text())["sources"]
     file = sources["interactions"]["parquet"]
