@@ -25,6 +25,8 @@ _PASSWORD = re.compile(
     re.IGNORECASE,
 )
 
+_SECRET_WORDS = {"password", "passwd", "pwd", "passphrase", "secret", "token", "credential", "credentials"}
+
 
 def without_passwords(text: str) -> str:
     """Return ``text`` with the passwords of URLs and settings replaced.
@@ -107,7 +109,8 @@ def masked(value: Any) -> Any:
     """
     if isinstance(value, dict):
         # By its name too: a password alone, such as that of Feast's own stores, looks like any other text.
-        return {key: "***" if _is_secret(key, inner) else masked(inner) for key, inner in value.items()}
+        hide = {key for key, inner in value.items() if isinstance(inner, str | int) and is_secret(key)}
+        return {key: "***" if key in hide else masked(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [masked(inner) for inner in value]
     return without_passwords(value) if isinstance(value, str) else value
@@ -130,5 +133,13 @@ def _hidden(arguments: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return hidden
 
 
-def _is_secret(key: Any, value: Any) -> bool:
-    return isinstance(value, str | int) and str(key).lower() in ("password", "passwd", "pwd", "token", "client_secret")
+def is_secret(name: Any) -> bool:
+    """Return whether a setting of this name holds a secret; ``password_env`` and ``password_file`` say where one is.
+
+    Examples
+    --------
+    >>> [name for name in ("ssl_password", "client_secret", "password_env", "max_tokens") if is_secret(name)]
+    ['ssl_password', 'client_secret']
+    """
+    *_, last = words = re.split(r"[\W_]+", str(name).lower())
+    return last not in ("env", "file") and not _SECRET_WORDS.isdisjoint(words)

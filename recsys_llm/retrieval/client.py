@@ -24,7 +24,7 @@ from recsys_llm.retrieval.lookup import Lookup
 from recsys_llm.retrieval.observer import LookupObserver
 from recsys_llm.retrieval.online import OnlineReader
 from recsys_llm.retrieval.online_client import OnlineClient
-from recsys_llm.retrieval.online_emptied import checked_reader, unchecked
+from recsys_llm.retrieval.online_emptied import checked_reader
 from recsys_llm.retrieval.parts import Provenance, bridges_of, fingerprints_of
 from recsys_llm.retrieval.service import Service, resolve
 from recsys_llm.retrieval.slices import open_examples, time_slices
@@ -303,9 +303,7 @@ class FeatureClient(OnlineClient):
             if resolved.name not in self._lookups:
                 made = self._made(resolved.name)
                 fingerprints, reader = fingerprints_of(made), self._online()
-                cache = None
-                if self._caches is not None:
-                    cache = self._caches.of(resolved, unchecked(reader), fingerprints)
+                cache = self._caches.of(resolved, reader, fingerprints) if self._caches is not None else None
                 self._lookups[resolved.name] = Lookup(
                     resolved, reader, self._now, fingerprints, bridges_of(made), self._learn, cache
                 )

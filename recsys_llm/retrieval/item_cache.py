@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from recsys_llm.errors import ConfigError, RecsysLLMError
+from recsys_llm.errors import ConfigError, EmptiedStoreError, RecsysLLMError
 from recsys_llm.retrieval.online import Decoded, OnlineReader, Request, StoredRows, decoded
 from recsys_llm.retrieval.row_table import RowTable, merged
 from recsys_llm.retrieval.stored import Rows
@@ -272,7 +272,11 @@ class ItemCache:
     def _read(self, request: Request) -> Decoded:
         """Read rows from the store, and keep those that nobody has written meanwhile."""
         now = self._clock()
-        rows = decoded(request, self._source.read(request))
+        try:
+            rows = decoded(request, self._source.read(request))
+        except EmptiedStoreError:
+            self._table = None  # what is kept, and what is kept as missing, would hide it
+            raise
         changes = self._hear(request)
         if changes.lost:
             return rows

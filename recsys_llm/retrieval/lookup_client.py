@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recsys_llm import timestamps as clock
-from recsys_llm.errors import ConfigError, ServiceError
+from recsys_llm.errors import ServiceError
 from recsys_llm.retrieval.caches import ItemCaches
 from recsys_llm.retrieval.item_cache import CacheSettings, CacheStats
 from recsys_llm.retrieval.lookup import Lookup
@@ -17,10 +16,10 @@ from recsys_llm.retrieval.observer import LookupObserver
 from recsys_llm.retrieval.online import OnlineReader
 from recsys_llm.retrieval.online_client import OnlineClient
 from recsys_llm.retrieval.service import Service
-from recsys_llm.retrieval.serving import PASSWORD_KEYS, Manifest, read_manifest
+from recsys_llm.retrieval.serving import read_manifest
 
-_PAUSE_SECONDS = 0.02
-"""At most, before the retry."""
+if TYPE_CHECKING:
+    from recsys_llm.stores.breaker import CircuitBreaker
 
 
 class LookupClient(OnlineClient):
@@ -37,9 +36,12 @@ class LookupClient(OnlineClient):
         Of ``redis.Redis``, in place of or beside those in the manifest (by default one retry, and the store's
         ``timeout_ms`` as ``socket_timeout`` and ``socket_connect_timeout``): the password, which it doesn't hold.
         Without one here, it is read where the manifest says: ``password_env`` or ``password_file`` of
-        feature_store.yaml.
+        feature_store.yaml. A request ends within 2.5 times ``socket_timeout``, its retry included; after
+        ``breaker_failures`` failures in a row one request at a time tries the server; one that evicts is refused, as
+        the repository's store does it.
     redis
-        Instead: a client that is open already, such as one of a cluster.
+        Instead: a client that is open already, such as one of a cluster. Its time limits are its own; an emptied
+        Redis is noticed all the same.
     now
         The clock that ttl is measured with.
     item_cache
@@ -50,7 +52,7 @@ class LookupClient(OnlineClient):
     Raises
     ------
     ConfigError
-        The manifest is missing or was altered, or the Redis needs a password that is not given.
+        The manifest is missing, was altered or is of another format, or the Redis needs a password that is not given.
 
     Examples
     --------
@@ -73,8 +75,11 @@ class LookupClient(OnlineClient):
         self._manifest = read_manifest(Path(manifest))
         self._redis = redis
         self._owns_redis = redis is None
+        self._breaker: CircuitBreaker | None = None
         if self._manifest.store["type"] == "redis" and redis is None:
-            self._redis = _connect(self._manifest, dict(redis_options or {}), Path(manifest))
+            from recsys_llm.retrieval.serving_redis import connect
+
+            self._redis, self._breaker = connect(self._manifest, redis_options or {}, Path(manifest))
         self._reader = self._open()
         made = self._manifest
         self._caches = ItemCaches(item_cache) if item_cache is not None else None
@@ -118,6 +123,11 @@ class LookupClient(OnlineClient):
         """Feast's project, as of the export."""
         return self._manifest.project
 
+    @property
+    def breaker_state(self) -> str:
+        """Of the circuit breaker: ``closed`` or ``open``; ``closed`` for sqlite, and a client that was handed over."""
+        return "closed" if self._breaker is None else self._breaker.state
+
     def cache_totals(self) -> tuple[int, int]:
         """Return hits and misses of the item caches of all services."""
         return self._caches.totals() if self._caches is not None else (0, 0)
@@ -142,41 +152,5 @@ class LookupClient(OnlineClient):
             return SqliteReader(Path(self._manifest.store["path"]), lambda view: layouts[view.name])
         from recsys_llm.retrieval.online_redis import RedisReader
 
-        return RedisReader(lambda: self._redis, lambda view: layouts[view.name])
-
-
-def _connect(manifest: Manifest, given: dict[str, Any], file: Path) -> Any:
-    from redis import Redis
-    from redis.backoff import FullJitterBackoff
-    from redis.retry import Retry
-
-    options = manifest.store["options"]
-    if options is None:
-        raise ConfigError(f"{file}: the Redis is a cluster or has sentinels; hand over a client with redis=...")
-    given = {**_named_password(manifest), **given}
-    missing = [name for name in manifest.store["secrets"] if name not in given]
-    if missing:
-        raise ConfigError(
-            f"{file}: the Redis needs {', '.join(missing)}, which a manifest never holds; give "
-            f"redis_options={{{missing[0]!r}: ...}}"
-            + "".join(
-                f", or put it where {key} says: {manifest.store[key]}" for key in PASSWORD_KEYS if key in manifest.store
-            )
-        )
-    seconds = manifest.store["timeout_ms"] / 1_000
-    limits = {
-        "socket_timeout": seconds,
-        "socket_connect_timeout": seconds,
-        "retry": Retry(FullJitterBackoff(cap=_PAUSE_SECONDS, base=_PAUSE_SECONDS), 1),
-    }
-    return Redis(**{**limits, **options, **given})
-
-
-def _named_password(manifest: Manifest) -> dict[str, str]:
-    """Return the password from where the store of the repository has it; nothing where that is not here."""
-    variable, file = (manifest.store.get(key) for key in PASSWORD_KEYS)
-    if variable is not None and os.environ.get(variable):
-        return {"password": os.environ[variable]}
-    if file is not None and Path(file).is_file():
-        return {"password": Path(file).read_text(encoding="utf-8").rstrip("\r\n")}
-    return {}
+        project = self._manifest.project if self._manifest.store["has_marks"] else None
+        return RedisReader(lambda: self._redis, lambda view: layouts[view.name], project)

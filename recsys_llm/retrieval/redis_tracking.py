@@ -61,8 +61,8 @@ class TrackedSource:
 
     def read(self, request: Request) -> list[StoredRows]:
         """Read rows over the connection that is told of writes."""
-        commands = self._reader.commands(request.views)
-        packed, count = commands.pack(request.ids), len(request.ids)
+        asked = self._reader.ask([request])
+        packed, count = asked.packed, sum(asked.counts)
         try:
             connection = self._connected()
             replies = connection.retry.call_with_retry(
@@ -73,7 +73,10 @@ class TrackedSource:
                 raise refused
         except RedisError as error:
             raise store_error(error) from error
-        return commands.split(request, replies)
+        rows = self._reader.rows(request, replies[: len(request.ids)])
+        if asked.marked:
+            self._reader.check_marks(asked, replies[-1], [(request, rows)])
+        return rows
 
     def close(self) -> None:
         """Close the connection."""

@@ -20,6 +20,7 @@ from recsys_llm.schema import (
     NEXT_VECTOR,
     PROVENANCE,
     ROW_ID,
+    TAG,
     USER,
     VECTOR_TAG,
     feature_column,
@@ -83,6 +84,8 @@ class View:
     """The ``feast.FeatureView``."""
     has_cold_rows: bool = False
     """Whether reserved user ids have rows that stand in for those of cold users."""
+    is_computed: bool = False
+    """Whether recsys_llm publishes it: our Redis store then has a mark for it."""
 
     def __hash__(self) -> int:
         return hash((self.name, self.entity))  # readers look views up at every call
@@ -191,6 +194,7 @@ def _view(store: feast.FeatureStore, service: str, projection: Any) -> View:
         parts=_local_parquet(store, definition.batch_source),
         definition=definition,
         has_cold_rows=entity == USER and types.get(PROVENANCE) == "String",
+        is_computed=TAG in definition.tags,
     )
 
 

@@ -19,11 +19,9 @@ from recsys_llm.retrieval.service import Feature, Service, View
 from recsys_llm.retrieval.stored import Kind
 from recsys_llm.storage import VectorStorage
 
-FORMAT = 1
+FORMAT = 2
 PASSWORD_KEYS = ("password_env", "password_file")
 """Of ``store``: the environment variable or the file that the password of Redis is in."""
-TIMEOUT_MS = 100
-"""Of each connect and each wait, where the store's settings don't say."""
 NUMBERS = (Kind.SCALAR, Kind.VECTOR)
 NOT_A_NUMBER = "NaN"
 """JSON has no other way to say so."""
@@ -39,8 +37,10 @@ class Manifest:
     layouts: Mapping[str, RedisLayout | SqliteLayout]
     """By view."""
     store: Mapping[str, Any]
-    """``type`` (redis or sqlite); then ``options`` of the Redis client and its ``timeout_ms``, the names of ``secrets``
-    that it needs beside them and, for the password, one of :data:`PASSWORD_KEYS`; or the ``path`` of a sqlite file."""
+    """``type`` (redis or sqlite); then the ``path`` of a sqlite file; or ``options`` of the Redis client (null: it is a
+    cluster or has sentinels), the names of ``secrets`` that it needs beside them and, for the password, one of
+    :data:`PASSWORD_KEYS`; ``timeout_ms``, ``breaker_failures`` and ``allow_eviction`` as our Redis store has them, and
+    ``has_marks``: whether the store marks the views that are published."""
     fingerprints: Mapping[str, str | None]
     bridges: Mapping[str, str]
 
@@ -100,6 +100,7 @@ def _written(view: View, layout: RedisLayout | SqliteLayout) -> dict[str, Any]:
         "join_key": view.join_key,
         "ttl_us": view.ttl,
         "has_cold_rows": view.has_cold_rows,
+        "is_computed": view.is_computed,
         "features": [_written_feature(feature) for feature in view.features],
         "stored": _written_layout(layout),
     }
@@ -137,6 +138,7 @@ def _view(written: Mapping[str, Any]) -> View:
         parts=None,
         definition=None,
         has_cold_rows=written["has_cold_rows"],
+        is_computed=written["is_computed"],
     )
 
 

@@ -9,6 +9,7 @@ import uuid
 
 import numpy as np
 import pytest
+import redis
 
 from recsys_llm.errors import ConfigError, ServiceError, StoreError
 from recsys_llm.files import read_signed_json, signed_json
@@ -56,9 +57,9 @@ HEAVY = {
 }
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", "redis", "guarded"])
 def repository(request, tmp_path):
-    url = request.getfixturevalue("redis_url") if request.param == "redis" else None
+    url = None if request.param == "sqlite" else request.getfixturevalue("redis_url")
     online = online_config(request.param, tmp_path, url)
     repository = Repository(tmp_path, online=online, project=f"p{uuid.uuid4().hex[:8]}")
     fill_online(repository)
@@ -121,9 +122,10 @@ def test_an_altered_manifest_is_refused(manifest, tmp_path):
     manifest.write_bytes(whole[:100])
     with pytest.raises(ConfigError, match="serving.json: "):
         LookupClient(manifest)
-    manifest.write_bytes(signed_json(read_signed_json(whole) | {"format": 99}))
-    with pytest.raises(ConfigError, match="expected format 1, found 99"):
-        LookupClient(manifest)
+    for other in (1, 99):  # an older one lacks the limits of the store
+        manifest.write_bytes(signed_json(read_signed_json(whole) | {"format": other}))
+        with pytest.raises(ConfigError, match=f"expected format 2, found {other}; write it with .*export-serving"):
+            LookupClient(manifest)
     with pytest.raises(ConfigError, match="other.json: not found; write it with `recsys-llm export-serving"):
         LookupClient(tmp_path / "other.json")
 
@@ -171,6 +173,42 @@ def test_a_default_of_another_kind_is_refused(manifest, column, default, message
         LookupClient(manifest)
 
 
+def exported(folder, online):
+    repository = Repository(folder, online={**online, "connection_string": "127.0.0.1:1"})
+    with FeatureClient(store=repository.store) as client:
+        export_serving(client, PLAIN, folder / "serving.json")
+    return folder / "serving.json"
+
+
+def limits_of(client):
+    made = client._redis.connection_pool.make_connection()
+    own = made.socket_timeout, made.socket_connect_timeout, made.retry.get_retries()
+    return (*own, made.budget, made.probe_budget, made.breaker._threshold, made.allow_eviction)
+
+
+def test_the_limits_are_those_of_the_store_unless_others_are_given(tmp_path):
+    ours = {"type": "recsys_llm.stores.RedisOnlineStore", "timeout_ms": 40, "breaker_failures": 7}
+    file = exported(tmp_path, ours | {"allow_eviction": True})
+    with LookupClient(file) as client:
+        assert limits_of(client) == (0.04, 0.04, 1, 0.1, 0.04, 7, True)
+    with LookupClient(file, redis_options={"socket_timeout": 2, "unix_socket_path": "/none"}) as client:
+        assert limits_of(client)[3:5] == (5, 2)
+        assert isinstance(client._redis.connection_pool.make_connection(), redis.UnixDomainSocketConnection)
+    with LookupClient(file, redis_options={"socket_timeout": None, "ssl": True}) as client:
+        assert limits_of(client)[3:5] == (None, None)
+        assert isinstance(client._redis.connection_pool.make_connection(), redis.SSLConnection)
+    with pytest.raises(ConfigError, match="expected no connection_pool, .* hand over a client with redis="):
+        LookupClient(file, redis_options={"connection_pool": redis.ConnectionPool()})
+
+
+def test_a_store_of_feast_has_the_limits_of_time_alone(tmp_path):
+    """It takes a server that evicts, and has no marks."""
+    file = exported(tmp_path, {"type": "redis"})
+    with LookupClient(file) as client:
+        assert limits_of(client) == (0.1, 0.1, 1, 0.25, 0.1, 5, True)
+        assert client._reader.project is None
+
+
 def test_a_password_is_asked_for_and_never_written(tmp_path):
     with redis_server(password="geheim") as server:
         online = {"type": "redis", "connection_string": f"127.0.0.1:{server.port},db=0,password=geheim"}
@@ -202,8 +240,6 @@ def test_stores_that_only_feast_can_read(tmp_path):
 
 
 def test_a_cluster_is_read_through_a_client_that_is_handed_over(tmp_path, redis_url):
-    import redis
-
     online = online_config("redis", tmp_path, redis_url)
     repository = Repository(tmp_path, online=online, project=f"p{uuid.uuid4().hex[:8]}")
     fill_online(repository)

@@ -148,7 +148,7 @@ def test_a_serving_manifest_names_where_the_password_is(production, tmp_path, mo
         client.lookup("u00001", ITEMS)
     assert hits("refused", told(refused.value)) == []
     monkeypatch.delenv("REDIS_PASSWORD")
-    with pytest.raises(ConfigError, match="needs password, .* or put it where password_env says: REDIS_PASSWORD"):
+    with pytest.raises(ConfigError, match="without redis_options=.*names REDIS_PASSWORD, which is not set"):
         LookupClient(file)
     (tmp_path / "secret").write_text(f"{canary.REDIS}\n")
     content = read_signed_json(file.read_bytes())
