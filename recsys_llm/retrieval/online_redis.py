@@ -31,7 +31,8 @@ class Asked(NamedTuple):
     """Commands for some requests."""
 
     packed: bytes
-    """In RESP: those of the requests in turn, then one for the marks if there are any."""
+    """In RESP: those of the requests in turn, then one for the marks if there are any. Marks come last: rows that were
+    flushed before they were read have no mark any more."""
     counts: tuple[int, ...]
     """Commands of each request, and 1 for the marks."""
     marked: tuple[str, ...]
