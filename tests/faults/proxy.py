@@ -50,8 +50,9 @@ async def _serve(proxy: Proxy, port: int, reader: asyncio.StreamReader, writer: 
     proxy.tasks.add(task)
     try:
         from_server, to_server = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
+    except (OSError, asyncio.CancelledError):
         writer.transport.abort()
+        proxy.tasks.discard(task)
         return
     try:
         await asyncio.gather(_pass_on(reader, to_server), _spoil(proxy, from_server, writer))
@@ -89,3 +90,4 @@ async def _close(server: asyncio.Server, proxy: Proxy) -> None:
     for task in list(proxy.tasks):
         task.cancel()
     await asyncio.gather(*proxy.tasks, return_exceptions=True)
+    await asyncio.sleep(0.05)  # transports that were aborted are closed by the loop's next turns
