@@ -55,8 +55,10 @@ async def _serve(proxy: Proxy, port: int, reader: asyncio.StreamReader, writer: 
         proxy.tasks.discard(task)
         return
     try:
-        await asyncio.gather(_pass_on(reader, to_server), _spoil(proxy, from_server, writer))
-    except (OSError, asyncio.CancelledError):
+        async with asyncio.TaskGroup() as both:  # which ends one direction with the other
+            both.create_task(_pass_on(reader, to_server))
+            both.create_task(_spoil(proxy, from_server, writer))
+    except (ExceptionGroup, asyncio.CancelledError):
         pass  # either side is gone, as the test wants it
     finally:
         to_server.transport.abort()
@@ -87,7 +89,8 @@ async def _spoil(proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.Str
 
 async def _close(server: asyncio.Server, proxy: Proxy) -> None:
     server.close()
+    await asyncio.sleep(0.05)  # what was accepted last has its task by then
     for task in list(proxy.tasks):
         task.cancel()
-    await asyncio.gather(*proxy.tasks, return_exceptions=True)
+    await asyncio.gather(*list(proxy.tasks), return_exceptions=True)
     await asyncio.sleep(0.05)  # transports that were aborted are closed by the loop's next turns
