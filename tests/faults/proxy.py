@@ -37,7 +37,7 @@ def proxied(port: int, tls: ssl.SSLContext | None = None) -> Iterator[Proxy]:
     try:
         yield proxy
     finally:
-        asyncio.run_coroutine_threadsafe(_close(server, proxy), loop).result()
+        asyncio.run_coroutine_threadsafe(_close(server), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
@@ -50,15 +50,13 @@ async def _serve(proxy: Proxy, port: int, reader: asyncio.StreamReader, writer: 
     proxy.tasks.add(task)
     try:
         from_server, to_server = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        writer.transport.abort()
-        return
-    try:
-        await asyncio.gather(_pass_on(reader, to_server), _spoil(proxy, from_server, writer))
+        try:
+            await asyncio.gather(_pass_on(reader, to_server), _spoil(proxy, from_server, writer))
+        finally:
+            to_server.transport.abort()
     except (OSError, asyncio.CancelledError):
-        pass  # either side is gone, as the test wants it
+        pass  # either side is gone, as the test wants it, or the test is over
     finally:
-        to_server.transport.abort()
         writer.transport.abort()
         proxy.tasks.discard(task)
 
@@ -84,10 +82,12 @@ async def _spoil(proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.Str
     raise ConnectionError("the server is gone")
 
 
-async def _close(server: asyncio.Server, proxy: Proxy) -> None:
+async def _close(server: asyncio.Server) -> None:
+    """End all that goes on in this loop: a connection that was accepted just now has a task of asyncio's own."""
+    await asyncio.sleep(0.05)  # asyncio would lose the socket of a connection that it is accepting
     server.close()
-    await asyncio.sleep(0.01)  # a connection that was accepted just now becomes a task
-    for task in list(proxy.tasks):
-        task.cancel()
-    await asyncio.gather(*proxy.tasks, return_exceptions=True)
-    await asyncio.sleep(0.01)  # what was aborted is closed when the loop comes by
+    while pending := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending)
+    await asyncio.sleep(0.05)  # transports that were aborted are closed in the loop's next turns

@@ -124,6 +124,7 @@ def assert_fails_in_time(client, match: str) -> None:
             assert re.search(match, str(failure))
             if times[-1] < LIMIT_SECONDS:
                 break
+            time.sleep(0.2 * len(times))  # so that one stall of the machine isn't all five
         assert min(times) < LIMIT_SECONDS, f"on_store_error={policy}: {times}"
 
 
