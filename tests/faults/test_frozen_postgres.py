@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 import psycopg
@@ -56,13 +56,15 @@ def frozen(server: Server) -> Iterator[None]:
     processes = [postmaster, *postmaster.children(recursive=True)]
     try:
         for process in processes:
-            process.suspend()
+            with suppress(psutil.NoSuchProcess):  # a session that had ended
+                process.suspend()
         started = time.monotonic()
         yield
         assert time.monotonic() - started < SECONDS
     finally:
         for process in processes:
-            process.resume()
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def test_a_query_of_a_frozen_ledger_ends_and_the_next_one_after_it_thawed_succeeds(server, ledger):
