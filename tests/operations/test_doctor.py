@@ -266,12 +266,16 @@ def test_vectors_that_moved(repository):
         moved, ("mean length", "cosine of centroids", "stability index", "neighbours stay"), strict=True
     ):
         assert said in finding.detail
-    (empty,) = drift(repository, older[:0], same)
-    assert empty.ok and "too few to compare" in empty.detail
+    (few,) = drift(repository, older[:4], same[:4])
+    assert few.ok and "too few to compare" in few.detail
     assert not any(finding.ok for finding in drift(repository, older * 0, same)[:1])
+    (at_once,) = drift(repository, older, other, apart=timedelta(hours=1))
+    assert at_once.ok and "all rows were computed within 12:00:00" in at_once.detail
 
 
-def drift(repository: Path, older: np.ndarray, newer: np.ndarray) -> list[Finding]:
+def drift(
+    repository: Path, older: np.ndarray, newer: np.ndarray, apart: timedelta = timedelta(days=1)
+) -> list[Finding]:
     """Write vectors of items as parts, the newer ones as the last fifth of all rows."""
     directory = repository / "data" / "features" / schema.ITEM_TEXT_EMBEDDING
     shutil.rmtree(directory, ignore_errors=True)
@@ -279,7 +283,7 @@ def drift(repository: Path, older: np.ndarray, newer: np.ndarray) -> list[Findin
     at = now() - timedelta(days=9)
     rows = [(f"x{number}", vector, at) for number in range(3) for vector in older]
     rows += [(f"i{number}", vector, at) for number, vector in enumerate(older)]
-    rows += [(f"i{number}", vector, at + timedelta(days=1)) for number, vector in enumerate(newer)]
+    rows += [(f"i{number}", vector, at + apart) for number, vector in enumerate(newer)]
     keys, vectors, stamps = zip(*rows, strict=True)
     stamped = pa.array(stamps, TIMESTAMP)
     table = {

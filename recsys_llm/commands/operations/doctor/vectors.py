@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ ROWS = 20_000
 """Of each kind, at most."""
 NEW_SHARE = 0.2
 """The last fifth of the rows, in the order in which they were computed, are the new ones."""
+APART = timedelta(hours=12)
+"""Rows that were all computed within less are of one run: nothing had time to move, and their order is the run's."""
 FEWEST = 20
 NEIGHBOURS = 10
 BINS = 10
@@ -28,8 +31,11 @@ Floats = npt.NDArray[np.float32]
 
 
 def check_drift(view: StoredView, limits: Limits) -> Iterator[Finding]:
-    """Compare the vectors of new and older rows; views without vectors, or with few rows, have nothing to compare."""
+    """Compare the vectors of new and older rows; one run, or few rows, or no vectors give nothing to compare."""
     if not any(field.name == EMBEDDING for field in view.definition.features):
+        return
+    if _computed_within(view) < APART:
+        yield Finding("drift", view.name, True, f"all rows were computed within {APART}: nothing older to compare with")
         return
     older, newer, repeated = _samples(view)
     if min(len(older), len(newer)) < FEWEST:
@@ -89,6 +95,13 @@ def neighbour_overlap(older: Floats, newer: Floats) -> float:
         near.append(np.argpartition(-similar, count - 1, axis=1)[:, :count])
     shared = [len(set(one) & set(other)) for one, other in zip(near[0].tolist(), near[1].tolist(), strict=True)]
     return float(np.mean(shared) / count)
+
+
+def _computed_within(view: StoredView) -> timedelta:
+    query = f"SELECT max({CREATED_TIMESTAMP}) - min({CREATED_TIMESTAMP}) FROM read_parquet(?)"
+    with open_duckdb() as connection:
+        (found,) = connection.execute(query, [[str(file) for file in part_files(view.directory)]]).fetchall()
+    return found[0] or timedelta(0)
 
 
 def _samples(view: StoredView) -> tuple[Floats, Floats, tuple[Floats, Floats]]:
