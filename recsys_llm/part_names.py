@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -46,6 +47,12 @@ def check_part(file: Path, view: str) -> None:
             f"{file}: expected SHA-256 {match[1]}..., found {found}...: the file was altered; restore it, or "
             f"delete it and run `recsys-llm rebuild {view}`"
         )
+
+
+def check_parts(files: Iterable[Path], view: str) -> None:
+    """Do so with several; see :func:`check_part`."""
+    for file in files:
+        check_part(file, view)
 
 
 @lru_cache(maxsize=65_536)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from recsys_llm.errors import DataError
-from recsys_llm.part_names import check_part
+from recsys_llm.part_names import check_parts
 from recsys_llm.producers.parts import part_files, read_manifest
 from recsys_llm.schema import CREATED_TIMESTAMP, EMBEDDING, EVENT_TIMESTAMP, ITEM_ID, VECTOR_TAG
 from recsys_llm.seqgan import ItemVectors
@@ -37,8 +37,7 @@ def item_vectors(directory: Path, view: str, *, before: datetime) -> ItemVectors
     files = part_files(directory)
     if not files:
         raise DataError(f"{directory}: no parts; run `feast materialize START END -v {view}` first")
-    for file in files:
-        check_part(file, view)
+    check_parts(files, view)
     query = f"""
         SELECT {ITEM_ID}, {EMBEDDING} FROM read_parquet(?) WHERE {EVENT_TIMESTAMP} < ?
         QUALIFY row_number() OVER (PARTITION BY {ITEM_ID} ORDER BY {EVENT_TIMESTAMP} DESC, {CREATED_TIMESTAMP} DESC) = 1

@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from recsys_llm.errors import RetrievalError
+from recsys_llm.part_names import check_parts
 from recsys_llm.retrieval import parts
 from recsys_llm.retrieval.as_of import columns_as_of, reads
 from recsys_llm.retrieval.blocks import EntityBlock, Status
@@ -114,12 +115,13 @@ def history(
 
 def _check_materialised(views: Sequence[View]) -> None:
     for view in views:
-        if view.parts is not None and not parts.files(view):
+        files = parts.files(view)
+        if view.parts is not None and not files:
             raise RetrievalError(
                 f"view {view.name}: there are no parts at {view.parts}; run `feast materialize START END -v "
                 f"{view.name}` first"
             )
-        parts.check_intact(view)
+        check_parts(files, view.name)  # before any is read
 
 
 def _join(

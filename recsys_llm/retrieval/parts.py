@@ -18,7 +18,6 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from recsys_llm.errors import FingerprintError, PartError, RetrievalError
-from recsys_llm.part_names import check_part
 from recsys_llm.retrieval.columns import Column, Kind, combined, empty, from_arrow, with_missing
 from recsys_llm.retrieval.service import Feature, Service, View, known_dimensions, unmeasured
 from recsys_llm.schema import BRIDGES_TAG, CREATED_TIMESTAMP, ROW_ID, TAG, VECTOR_TAG
@@ -61,18 +60,6 @@ def files(view: View) -> list[Path]:
     if path.is_dir():
         return sorted(path.rglob("*.parquet"))
     return sorted(Path(found) for found in glob.glob(view.parts))
-
-
-def check_intact(view: View) -> None:
-    """Refuse altered parts of a view before any is read; files that this process has read already cost next to nothing.
-
-    Raises
-    ------
-    PartError
-        A part is not as it was written.
-    """
-    for file in files(view):
-        check_part(file, view.name)
 
 
 def of_present_parts(read: Callable[_Asked, _Found]) -> Callable[_Asked, _Found]:

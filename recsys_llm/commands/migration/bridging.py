@@ -20,7 +20,7 @@ from recsys_llm.config import FILE_NAME, Config, TextEncoderConfig
 from recsys_llm.engine.engine import parts_directory
 from recsys_llm.errors import ConfigError, MigrationError
 from recsys_llm.files import replaced_file
-from recsys_llm.part_names import check_part
+from recsys_llm.part_names import check_parts
 from recsys_llm.producers import encoder_model
 from recsys_llm.producers.hashing import fingerprint_of
 from recsys_llm.producers.parts import part_files, read_manifest
@@ -153,8 +153,7 @@ def _vectors(move: Move, config: Config) -> tuple[Floats, Floats, datetime]:
     files = []
     for view in (move.new, move.old):
         parts = part_files(parts_directory(view, config.root))
-        for part in parts:
-            check_part(part, view.name)
+        check_parts(parts, view.name)
         files.append([str(part) for part in parts])
     with open_duckdb() as connection:
         found: pa.Table = connection.execute(query, files).to_arrow_table()

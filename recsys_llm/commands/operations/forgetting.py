@@ -6,7 +6,7 @@ are the user's own; rows that are left there would be computed again, so they co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,28 +79,30 @@ def forget_user(repository: Path, user: str, *, config_file: str | None = None) 
     if user == GLOBAL_USER or user.startswith(SEGMENT_USER):
         raise DataError(f"user {user!r}: stands for a segment or for everyone, not for a person; name a user's id")
     removed: dict[str, int] = {}
-    store, ledger = open_store(repository, config_file=config_file), open_ledger(load_config(repository))
+    config, store = load_config(repository), open_store(repository, config_file=config_file)
+    views, ledger = store.list_feature_views(), open_ledger(config)
+    registered = {view.name for view in views}
     try:
-        stored = dict(_personal_parts(store, ledger))
-        registered = {view.name for view in store.list_feature_views()}
+        stored = dict(_personal_parts(config.root, views, ledger))
         for view, parts in stored.items():
             # A folder that neither knows is not ours to rewrite: rows in it are found below.
             if view in registered or ledger.parts(view):
                 removed[view] = forget(view, USER_ID, user, ledger, parts).removed
         delete_online(store, USER_ID, user)
-        left = dict(_found(store, ledger, stored, user))
-        not_searched = list(_not_searched(store, ledger, stored))
+        left = {**dict(_in_parts(ledger, stored, user)), **dict(_online(store, views, user))}
+        unknown = sorted(ledger.views() - registered - stored.keys())
     finally:
         ledger.close()
-    left |= dict(_in_sources(load_config(repository), user))
-    return Forgotten(user, removed, left, not_searched)
+    not_searched = list(_other_sources(views, stored))
+    not_searched += [f"view {view}, which the ledger has and this registry has not" for view in unknown]
+    not_searched += [f"saved dataset {dataset.name}" for dataset in store.list_saved_datasets()]
+    return Forgotten(user, removed, left | dict(_in_sources(config, user)), not_searched)
 
 
-def _personal_parts(store: feast.FeatureStore, ledger: Ledger) -> Iterator[tuple[str, Parts]]:
+def _personal_parts(root: Path, views: Sequence[feast.FeatureView], ledger: Ledger) -> Iterator[tuple[str, Parts]]:
     """Yield views of users with their parts; those that are registered no more too, if their folders lie beside."""
-    views = store.list_feature_views()
     computed = [view for view in views if ProducerTag.of(view.name, view.tags) is not None]
-    folders = {parts_directory(view, Path(store.repo_path)): view for view in computed}
+    folders = {parts_directory(view, root): view for view in computed}
     beside = {folder for parent in {folder.parent for folder in folders} for folder in parent.iterdir()}
     for folder in sorted(folders.keys() | beside):
         view = folders.get(folder)
@@ -111,30 +113,25 @@ def _personal_parts(store: feast.FeatureStore, ledger: Ledger) -> Iterator[tuple
             yield name, parts_in(folder, name, ledger)
 
 
-def _found(
-    store: feast.FeatureStore, ledger: Ledger, stored: Mapping[str, Parts], user: str
-) -> Iterator[tuple[str, int]]:
-    """Yield where a user's rows are, in all that recsys_llm writes."""
+def _in_parts(ledger: Ledger, stored: Mapping[str, Parts], user: str) -> Iterator[tuple[str, int]]:
     for view, parts in stored.items():
         in_parts = sum(pc.sum(pc.equal(parts.read(n, [USER_ID]).column(0), user)).as_py() or 0 for n in parts.names())
         counts = {"parts": in_parts, "ledger": ledger.count_key(view, user)}
         yield from ((f"{view} {place}", count) for place, count in counts.items() if count)
-    for view in store.list_feature_views():
+
+
+def _online(store: feast.FeatureStore, views: Sequence[feast.FeatureView], user: str) -> Iterator[tuple[str, int]]:
+    for view in views:
         if view.online and view.join_keys == [USER_ID]:
             count = int((online_stamps(store, view, [user]) != NO_ROW).sum())
             if count:
                 yield f"{view.name} online", count
 
 
-def _not_searched(store: feast.FeatureStore, ledger: Ledger, stored: Mapping[str, Parts]) -> Iterator[str]:
-    registered = store.list_feature_views()
-    for view in registered:
+def _other_sources(views: Sequence[feast.FeatureView], stored: Mapping[str, Parts]) -> Iterator[str]:
+    for view in views:
         if USER_ID in view.join_keys and view.name not in stored:
             yield f"the source of view {view.name}, which recsys_llm doesn't compute"
-    for view in sorted(ledger.views() - {view.name for view in registered} - stored.keys()):
-        yield f"view {view}, which the ledger has and this registry has not"
-    for dataset in store.list_saved_datasets():
-        yield f"saved dataset {dataset.name}"
 
 
 def _in_sources(config: Config, user: str) -> Iterator[tuple[str, int]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recsys_llm.errors import StoreError
+from recsys_llm.sources.connection import quoted
 from recsys_llm.stores import RedisOnlineStore
 
 if TYPE_CHECKING:
@@ -74,5 +75,4 @@ def _delete_in_sqlite(store: feast.FeatureStore, key: bytes) -> None:
         """
         prefix = f"{store.project}_"
         for (table,) in connection.execute(query, [len(prefix), prefix]).fetchall():
-            quoted = table.replace('"', '""')
-            connection.execute(f'DELETE FROM "{quoted}" WHERE entity_key = ?', [key])  # noqa: S608  a quoted name
+            connection.execute(f"DELETE FROM {quoted(table)} WHERE entity_key = ?", [key])
