@@ -220,7 +220,7 @@ class Ledger:
 
     def views(self) -> set[str]:
         """Return the names of the views that values are recorded of."""
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             return set(connection.scalars(sa.select(VIEWS.c.view)))
 
     def parts(self, view: str) -> set[str]:

@@ -92,9 +92,10 @@ def _groups(parts: Parts, rows_per_part: int) -> Iterator[list[str]]:
     """Yield names of parts to merge: neighbours in time that say the same of themselves, each not large enough."""
     group: list[str] = []
     rows = 0
+    told: dict[str, str] = {}
     for name in parts.in_order(parts.names()):
-        count = parts.rows(name)
-        if group and (rows + count > rows_per_part or parts.manifest_of(name) != parts.manifest_of(group[0])):
+        count, before, told = parts.rows(name), told, parts.manifest_of(name)
+        if group and (rows + count > rows_per_part or told != before):
             if len(group) > 1:
                 yield group
             group, rows = [], 0

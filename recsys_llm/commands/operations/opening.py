@@ -56,12 +56,15 @@ class StoredView:
 
     @property
     def parts(self) -> Parts:
-        """The parts; what is written anew says of itself what the first part does."""
+        """The parts; see :func:`parts_in`."""
         return parts_in(self.directory, self.name, self.ledger)
 
 
 def parts_in(directory: Path, view: str, ledger: Ledger) -> Parts:
-    """Return the parts that a directory holds, to be rewritten; whether the view is registered doesn't matter."""
+    """Return the parts that a directory holds; whether the view is registered doesn't matter.
+
+    Those that are rewritten keep what they say of themselves; an empty one says what the first part does.
+    """
     manifest = next((read_manifest(file) for file in part_files(directory)), {})
     bound = ledger.fingerprint(view)
     manifest |= {} if bound is None else {"fingerprint": bound}
