@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureView
 
 from recsys_llm.errors import RowError
+from recsys_llm.producers.arrays import first_not_finite, first_of_other_length
 from recsys_llm.schema import EMBEDDING
 
 
@@ -41,19 +41,15 @@ class CopiedVectors:
                 self._check(batch, name, column)
 
     def _check(self, batch: pa.RecordBatch, name: str, column: pa.Array) -> None:
-        broken = ~np.isfinite(column.flatten().to_numpy(zero_copy_only=False))
-        if broken.any():
-            row = pc.list_parent_indices(column)[int(broken.argmax())].as_py()
+        if (row := first_not_finite(column)) is not None:
             self._refuse(batch, row, f"{name} is not finite")
-        lengths = pc.list_value_length(column)
-        known = lengths.drop_null()
+        known = pc.list_value_length(column).drop_null()
         if not len(known):
             return
         expected = self._lengths[name] or known[0].as_py()
         self._lengths[name] = expected
-        row = pc.index(pc.not_equal(lengths, pa.scalar(expected, lengths.type)), True).as_py()
-        if row >= 0:
-            self._refuse(batch, row, f"{name} has length {lengths[row].as_py()}, expected {expected}")
+        if (wrong := first_of_other_length(column, expected)) is not None:
+            self._refuse(batch, wrong[0], f"{name} has length {wrong[1]}, expected {expected}")
 
     def _refuse(self, batch: pa.RecordBatch, row: int, problem: str) -> None:
         stamp = self._view.batch_source.timestamp_field

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_llm.errors import LedgerError, ModelError, RowError
+from recsys_llm.producers.arrays import first_not_finite, first_of_other_length
 from recsys_llm.producers.base import Due, Producer
 from recsys_llm.producers.hashing import HASH_TYPE, row_ids
 from recsys_llm.producers.ledger import Ledger
@@ -285,15 +286,12 @@ def _check_vectors(view: str, producer: Producer, table: pa.Table) -> None:
         if not (pa.types.is_list(feature.type) and pa.types.is_floating(feature.type.value_type)):
             continue
         column = table.column(feature.name).combine_chunks()
-        broken = ~np.isfinite(column.flatten().to_numpy(zero_copy_only=False))
-        if broken.any():
-            refuse(feature.name, pc.list_parent_indices(column)[int(broken.argmax())].as_py(), "is not finite")
-        lengths = pc.list_value_length(column)
-        if feature.name == EMBEDDING and lengths.null_count < len(lengths):
+        if (row := first_not_finite(column)) is not None:
+            refuse(feature.name, row, "is not finite")
+        if feature.name == EMBEDDING and column.null_count < len(column):
             dim = int(producer.manifest["dim"])
-            wrong = pc.index(pc.not_equal(lengths, dim), True).as_py()
-            if wrong >= 0:
-                refuse(feature.name, wrong, f"has length {lengths[wrong].as_py()} and not {dim}")
+            if (wrong := first_of_other_length(column, dim)) is not None:
+                refuse(feature.name, wrong[0], f"has length {wrong[1]} and not {dim}")
 
 
 def _store(view: str, producer: Producer, ledger: Ledger, publish: Publish, part: str, table: pa.Table) -> None:
